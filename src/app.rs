@@ -1,0 +1,83 @@
+//! What every call needs, in one place: fields, no behaviour.
+
+use std::sync::{Arc, atomic::AtomicI64};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use uuid::Uuid;
+
+use crate::{
+    config::Config,
+    domain::{keyring::Keyring, master_key::Keys},
+    env::{Clock, Random},
+    grpc::call::Call,
+    hasher::Hasher,
+    store::db::Db,
+    telemetry::Metrics,
+};
+
+pub struct App {
+    pub config: Config,
+    /// The URL of this service, in every token.
+    pub issuer: String,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub hasher: Hasher,
+    /// What the master key comes to.
+    pub keys: Keys,
+    /// The signing keys as last read; see `signing::refresh`.
+    pub keyring: ArcSwap<Keyring>,
+    /// The second in which the keys were last read because of an unknown one.
+    pub unknown_key_s: AtomicI64,
+    pub metrics: Metrics,
+    pub proxies: Vec<IpNet>,
+    /// This process among others on the same database.
+    pub instance: Uuid,
+    db: Db,
+}
+
+/// All fields of an [`App`], for the one place that puts it together.
+pub struct Parts {
+    pub config: Config,
+    pub issuer: String,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub hasher: Hasher,
+    pub keys: Keys,
+    pub keyring: Keyring,
+    pub db: Db,
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Result<Self, String> {
+        let Parts {
+            config,
+            issuer,
+            clock,
+            random,
+            hasher,
+            keys,
+            keyring,
+            db,
+        } = parts;
+        Ok(Self {
+            proxies: config.proxies()?,
+            metrics: Metrics::new(&hasher, db.stats()),
+            instance: random.uuid(clock.now()),
+            keyring: ArcSwap::from_pointee(keyring),
+            unknown_key_s: AtomicI64::new(0),
+            config,
+            issuer,
+            clock,
+            random,
+            hasher,
+            keys,
+            db,
+        })
+    }
+
+    /// The database, for somebody who can say in whose name.
+    pub const fn db(&self, _: &Call) -> &Db {
+        &self.db
+    }
+}

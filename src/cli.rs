@@ -1,0 +1,231 @@
+//! The command line: what operators type, and what they are told.
+
+use std::{
+    collections::HashMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc,
+    time::Instant,
+};
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    config::{self, Config, Loaded, Sources},
+    env::{SystemClock, SystemRandom},
+    server::Server,
+    setup::{self, Environment},
+    telemetry,
+};
+
+#[derive(Parser)]
+#[command(version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server.
+    Serve(Flags),
+    /// Look at settings.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Work on the data while the server is stopped.
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print every setting and where its value came from, secrets masked.
+    Print(Flags),
+    /// Print a configuration file with every setting, explained, at its default.
+    Example,
+}
+
+#[derive(Subcommand)]
+enum AdminCommand {
+    /// Make fresh credentials for the built-in account `bootstrap`, good for 24 hours, when nobody
+    /// can sign in any more.
+    Recover(Flags),
+}
+
+/// The settings that have flags; the others are in the file and the environment.
+#[derive(Args)]
+struct Flags {
+    /// Configuration file; `accountd.toml` is read if it is there.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the database, the master key and the bootstrap credentials.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of gRPC, gRPC-Web and HTTP/JSON.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// A second address: RPCs for administration are then served only there.
+    #[arg(long, value_name = "ADDR")]
+    private_listen: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "ADDR")]
+    ops_listen: Option<String>,
+    /// `postgres://user:password@host/database`.
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+    /// The URL under which clients reach the service: the issuer of its tokens.
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+    /// Serve without TLS beyond this machine, because a proxy in front ends it.
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+impl Flags {
+    fn load(self) -> Result<Loaded, String> {
+        let variables: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let named = variables.iter().find(|(name, _)| name == "ACCOUNTD_CONFIG");
+        let file = self
+            .config
+            .or_else(|| named.map(|(_, file)| PathBuf::from(file)));
+        let mut flags = HashMap::new();
+        let mut set = |key, value: Option<String>| {
+            if let Some(value) = value {
+                flags.insert(key, serde_json::Value::String(value));
+            }
+        };
+        set(
+            "data_dir",
+            self.data_dir.map(|dir| dir.display().to_string()),
+        );
+        set("listen", self.listen);
+        set("private_listen", self.private_listen);
+        set("ops_listen", self.ops_listen);
+        set("database_url", self.database_url);
+        set("public_url", self.public_url);
+        if self.insecure_plaintext {
+            flags.insert("insecure_plaintext", serde_json::Value::Bool(true));
+        }
+        Sources {
+            file,
+            environment: config::environment(variables.into_iter()),
+            flags,
+        }
+        .load()
+    }
+}
+
+/// Runs what the command line says.
+pub fn run() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(flags) => flags.load().and_then(|loaded| serve(loaded.config)),
+        Command::Config {
+            command: ConfigCommand::Print(flags),
+        } => flags.load().map(|loaded| print(&loaded.describe())),
+        Command::Config {
+            command: ConfigCommand::Example,
+        } => {
+            print(&config::example());
+            Ok(())
+        }
+        Command::Admin {
+            command: AdminCommand::Recover(flags),
+        } => flags.load().and_then(|loaded| recover(&loaded.config)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config) -> Result<(), String> {
+    let begin = Instant::now();
+    telemetry::start_logging(&config.log)?;
+    runtime()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+        let server = Server::start(config, &environment()).await?;
+        tracing::info!(
+            address = %server.address,
+            ops = %server.ops_address,
+            issuer = server.app.issuer,
+            started_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "serving"
+        );
+        if let Some(file) = &server.bootstrap_file {
+            print(&banner(&server, &file.display().to_string()));
+        }
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        server.stop().await;
+        Ok(())
+    })
+}
+
+fn recover(config: &Config) -> Result<(), String> {
+    let issuer = config.issuer(config.listen);
+    let file = runtime()?.block_on(setup::recover(config, &issuer, &environment()))?;
+    print(&format!(
+        "Fresh credentials of the account bootstrap are in {}\n",
+        file.display()
+    ));
+    Ok(())
+}
+
+fn environment() -> Environment {
+    Environment {
+        clock: Arc::new(SystemClock),
+        random: Arc::new(SystemRandom),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(|error| format!("cannot start: {error}"))
+}
+
+/// What a new operator pastes to make the first call.
+fn banner(server: &Server, file: &str) -> String {
+    let (scheme, plaintext) = match server.app.config.tls.certificate_file {
+        Some(_) => ("https", ""),
+        None => ("http", "-plaintext "),
+    };
+    let (issuer, address) = (&server.app.issuer, server.address);
+    format!(
+        r#"
+accountd is serving {issuer}
+
+The account of the first operator is in {file}, good for 24 hours.
+To make the first call as that operator, paste:
+
+  CLIENT_ID=$(sed -n 's/.*"client_id": "\(.*\)".*/\1/p' {file})
+  CLIENT_SECRET=$(sed -n 's/.*"client_secret": "\(.*\)".*/\1/p' {file})
+  TOKEN=$(curl -s {scheme}://{address}/oauth2/token -u "$CLIENT_ID:$CLIENT_SECRET" -d grant_type=client_credentials | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+  grpcurl {plaintext}-H "authorization: Bearer $TOKEN" {address} accountd.v1.UserService/ListUsers
+
+"#
+    )
+}
+
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Seen at once, also by a program that reads it through a pipe; gone readers are no error.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[expect(clippy::disallowed_macros, reason = "what the command is for")]
+fn complain(text: &str) {
+    eprintln!("accountd: {text}");
+}

@@ -1,0 +1,885 @@
+//! Every setting: its name, meaning, unit and default, and where its value comes from.
+//!
+//! Flags over environment over file over defaults. A key that does not exist is an error with a
+//! suggestion, never ignored. Secrets are not settings: they live in files that settings name; the
+//! one exception, a password inside `database_url`, is masked wherever settings are shown.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use figment::{
+    Figment, Metadata, Profile, Provider,
+    providers::{Format as _, Serialized, Toml},
+    value::{Dict, Map, Value},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    network, password::Cost, session::Lifetimes, signing_key::Algorithm, throttle,
+};
+
+/// A section: a struct whose fields have a default and whose documentation can be printed.
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident {
+        $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $field: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl $name {
+            const DOCS: Docs = &[$((stringify!($field), &[$($doc),+]),)*];
+        }
+    };
+}
+
+/// Field by field, the lines of its documentation.
+type Docs = &'static [(&'static str, &'static [&'static str])];
+
+section! {
+    /// The settings of a server.
+    Config {
+        /// Folder of the database, the master key and the bootstrap credentials.
+        data_dir: PathBuf = PathBuf::from("accountd-data"),
+        /// Address of gRPC, gRPC-Web and HTTP/JSON.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)),
+        /// A second address. When set, RPCs for administration are served only there.
+        private_listen: Option<SocketAddr> = None,
+        /// Address of /healthz, /readyz and /metrics.
+        ops_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
+        /// The URL under which clients reach the service: the issuer of its tokens.
+        /// Derived from `listen` when unset.
+        public_url: Option<String> = None,
+        /// `postgres://user:password@host/database`; unset: SQLite in the data folder.
+        database_url: Option<DatabaseUrl> = None,
+        /// File of the master key; unset: `master.key` in the data folder, made when missing.
+        master_key_file: Option<PathBuf> = None,
+        /// Serve without TLS beyond this machine, because a proxy in front ends it.
+        insecure_plaintext: bool = false,
+        /// Networks of proxies whose `x-forwarded-for` is believed.
+        trusted_proxies: Vec<String> = Vec::new(),
+        /// TLS of the listeners.
+        tls: Tls = Tls::default(),
+        /// The database.
+        database: Database = Database::default(),
+        /// What one client, and all of them together, may take.
+        limits: Limits = Limits::default(),
+        /// What a password hash costs, and how many are computed at once.
+        hashing: Hashing = Hashing::default(),
+        /// Which passwords are accepted.
+        passwords: Passwords = Passwords::default(),
+        /// Access tokens and the keys that sign them.
+        tokens: Tokens = Tokens::default(),
+        /// Sessions of people.
+        sessions: Sessions = Sessions::default(),
+        /// How people sign in.
+        sign_in: SignIn = SignIn::default(),
+        /// Failed attempts to prove an identity.
+        throttle: Throttle = Throttle::default(),
+        /// Browsers calling from other origins.
+        cors: Cors = Cors::default(),
+        /// How long things are kept.
+        retention: Retention = Retention::default(),
+        /// What the server says about its work.
+        log: Log = Log::default(),
+    }
+}
+
+section! {
+    Tls {
+        /// PEM file of the certificate chain, leaf first. Unset: no TLS.
+        certificate_file: Option<PathBuf> = None,
+        /// PEM file of its private key.
+        key_file: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    Database {
+        /// Connections for reading; on PostgreSQL as many again for writing.
+        max_connections: u32 = 16,
+        /// How long a call waits for a connection.
+        acquire_timeout_s: u64 = 5,
+        /// How long one transaction may take.
+        transaction_timeout_s: u64 = 10,
+    }
+}
+
+section! {
+    Limits {
+        /// Connections in all.
+        max_connections: usize = 10_000,
+        /// Connections from one address.
+        max_connections_per_address: usize = 1_000,
+        /// Calls at once on one connection.
+        max_streams: u32 = 128,
+        /// Calls at once in all, those included whose client has gone; more are refused.
+        max_calls: usize = 4_096,
+        /// Bytes of one request.
+        max_message_bytes: usize = 256 * 1024,
+        /// Bytes of the headers of one request.
+        max_header_bytes: u32 = 16 * 1024,
+        /// Seconds for a TLS handshake.
+        handshake_timeout_s: u64 = 10,
+        /// Seconds until a new connection has sent its first request.
+        first_request_timeout_s: u64 = 10,
+        /// Seconds for one call, unless its client asks for less.
+        request_timeout_s: u64 = 30,
+        /// Seconds between pings on an idle connection.
+        keep_alive_interval_s: u64 = 20,
+        /// Seconds until an unanswered ping closes the connection.
+        keep_alive_timeout_s: u64 = 10,
+        /// Seconds after which a connection is asked to go, so that clients spread anew.
+        max_connection_age_s: u64 = 3_600,
+        /// Seconds for calls to finish after SIGTERM.
+        drain_timeout_s: u64 = 20,
+    }
+}
+
+section! {
+    Hashing {
+        /// Hashes at once, each with its own memory; 0: one per core.
+        lanes: usize = 0,
+        /// Memory of one argon2id hash, in KiB. Raise it as hardware allows; hashes follow as people
+        /// sign in.
+        memory_kib: u32 = 19_456,
+        /// Passes of argon2id over its memory.
+        iterations: u32 = 2,
+        /// Lanes within one argon2id hash; they are computed one after another.
+        parallelism: u32 = 1,
+        /// Longest wait for a lane, in milliseconds; who would wait longer is turned away at once.
+        max_wait_ms: u64 = 1_000,
+    }
+}
+
+section! {
+    Passwords {
+        /// Characters, where the password alone lets somebody in (NIST SP 800-63B-4: 15).
+        min_length: usize = 15,
+        /// Characters, where a second factor is needed too.
+        min_length_with_second_factor: usize = 8,
+        /// Life of a code for setting a new password, in seconds; at most a day.
+        reset_lifetime_s: i64 = 1_800,
+    }
+}
+
+section! {
+    Tokens {
+        /// What new signing keys are for: ES256, EdDSA or RS256.
+        algorithm: String = Algorithm::Es256.name().to_owned(),
+        /// Life of an access token, in seconds.
+        access_token_lifetime_s: i64 = 300,
+        /// How long verifiers may keep the key set, in seconds; a new key waits this long before
+        /// it signs.
+        jwks_max_age_s: i64 = 300,
+    }
+}
+
+section! {
+    Sessions {
+        /// Longest life, in seconds, however much it is used (NIST: at most 30 days).
+        lifetime_s: i64 = 2_592_000,
+        /// Life without use, in seconds.
+        idle_lifetime_s: i64 = 1_209_600,
+        /// Seconds during which a refresh token may be sent again to get the same successor.
+        refresh_replay_s: i64 = 10,
+    }
+}
+
+section! {
+    SignIn {
+        /// Only callers with the scope `sessions.create` may sign people in.
+        require_frontend: bool = false,
+        /// How long a device is remembered, in seconds.
+        device_lifetime_s: i64 = 15_552_000,
+    }
+}
+
+section! {
+    Throttle {
+        /// Failures of one account, and of one device it is used on, that cost no waiting.
+        account_free: u32 = 5,
+        /// The same for one source network.
+        network_free: u32 = 50,
+        /// The first wait, in seconds; each further failure doubles it.
+        base_delay_s: i64 = 1,
+        /// The longest wait, in seconds.
+        max_delay_s: i64 = 900,
+        /// Failures of an account are forgotten after this long without an attempt, in seconds.
+        account_forget_s: i64 = 86_400,
+        /// The same for one source network.
+        network_forget_s: i64 = 3_600,
+    }
+}
+
+section! {
+    Cors {
+        /// Origins (`https://app.example`) whose pages may call from browsers; none by default.
+        allowed_origins: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    Retention {
+        /// Seconds until a deleted account is removed for good.
+        deleted_accounts_s: i64 = 2_592_000,
+        /// Seconds until an event is forgotten.
+        events_s: i64 = 34_560_000,
+        /// Seconds during which a `request_id` is remembered.
+        requests_s: i64 = 86_400,
+        /// Seconds until a session that is over is forgotten.
+        ended_sessions_s: i64 = 2_592_000,
+    }
+}
+
+section! {
+    Log {
+        /// `text` or `json`.
+        format: String = "text".to_owned(),
+        /// `error`, `warn`, `info`, `debug` or `trace`, or a list such as `info,accountd::store=trace`.
+        level: String = "info".to_owned(),
+    }
+}
+
+const SECTIONS: [(&str, Docs); 11] = [
+    ("tls", Tls::DOCS),
+    ("database", Database::DOCS),
+    ("limits", Limits::DOCS),
+    ("hashing", Hashing::DOCS),
+    ("passwords", Passwords::DOCS),
+    ("tokens", Tokens::DOCS),
+    ("sessions", Sessions::DOCS),
+    ("sign_in", SignIn::DOCS),
+    ("throttle", Throttle::DOCS),
+    ("cors", Cors::DOCS),
+    ("retention", Retention::DOCS),
+];
+
+/// A URL that may hold a password.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(pub String);
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&mask_password(&self.0))
+    }
+}
+
+/// Replaces the password in `scheme://user:password@host/…`.
+fn mask_password(url: &str) -> String {
+    let masked = || {
+        let (scheme, rest) = url.split_once("://")?;
+        let (user, host) = rest.rsplit_once('@')?;
+        let (name, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{name}:***@{host}"))
+    };
+    masked().unwrap_or_else(|| url.to_owned())
+}
+
+/// Where to look for settings besides the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A file that has to be there; without it `accountd.toml` is read if it is.
+    pub file: Option<PathBuf>,
+    /// Variables named `ACCOUNTD_…`.
+    pub environment: Vec<(String, String)>,
+    /// What flags set, by key.
+    pub flags: HashMap<&'static str, serde_json::Value>,
+}
+
+const DEFAULT_FILE: &str = "accountd.toml";
+const PREFIX: &str = "ACCOUNTD_";
+
+/// Settings and where each came from.
+pub struct Loaded {
+    pub config: Config,
+    figment: Figment,
+}
+
+impl Sources {
+    /// Reads and checks all settings. An error is a sentence for the operator.
+    pub fn load(self) -> Result<Loaded, String> {
+        let file = match self.file {
+            Some(file) if !file.is_file() => {
+                return Err(format!("there is no configuration file {}", file.display()));
+            }
+            Some(file) => Some(file),
+            None => Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.is_file()),
+        };
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        if let Some(file) = file {
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        figment = figment
+            .merge(Environment(self.environment))
+            .merge(Flags(self.flags));
+        let config: Config = figment.extract().map_err(|error| explain(&error))?;
+        config.check()?;
+        Ok(Loaded { config, figment })
+    }
+}
+
+impl Loaded {
+    /// One line for each setting: key, value, where it came from.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (key, value) in leaves(&self.config) {
+            let source = self
+                .figment
+                .find_metadata(&key)
+                .map_or("default".to_owned(), |found| {
+                    match found.source.as_ref().and_then(figment::Source::file_path) {
+                        Some(file) => file.display().to_string(),
+                        None if found.name == DEFAULTS => "default".to_owned(),
+                        None => {
+                            let keys: Vec<&str> = key.split('.').collect();
+                            found.interpolate(&Profile::Default, &keys)
+                        }
+                    }
+                });
+            let value = if key == "database_url" {
+                mask_password(&value)
+            } else {
+                value
+            };
+            let _ = writeln!(text, "{key} = {value}  # {source}");
+        }
+        text
+    }
+}
+
+/// How figment names the layer of defaults.
+const DEFAULTS: &str = "accountd::config::Config";
+
+/// A file with every setting, explained, at its default, commented out.
+pub fn example() -> String {
+    let mut text = String::from(
+        "# Settings of accountd, at their defaults. Also set by the environment, ACCOUNTD_LISTEN or\n\
+         # ACCOUNTD_TOKENS__ALGORITHM, and the first few by flags of `accountd serve`.\n",
+    );
+    let values: HashMap<String, String> = leaves(&Config::default()).into_iter().collect();
+    let mut section = |heading: &str, prefix: &str, docs: Docs| {
+        let _ = write!(text, "{heading}");
+        for (field, lines) in docs {
+            let Some(value) = values.get(&format!("{prefix}{field}")) else {
+                continue;
+            };
+            for line in *lines {
+                let _ = writeln!(text, "#{line}");
+            }
+            let _ = writeln!(text, "#{field} = {value}");
+        }
+    };
+    section("\n", "", Config::DOCS);
+    for (name, docs) in SECTIONS.into_iter().chain([("log", Log::DOCS)]) {
+        let about = Config::DOCS.iter().find(|(field, _)| *field == name);
+        let about = about.map_or("", |(_, lines)| lines[0]);
+        section(
+            &format!("\n#{about}\n[{name}]\n"),
+            &format!("{name}."),
+            docs,
+        );
+    }
+    text
+}
+
+/// Every setting by its full key, as TOML writes the value; unset ones as "".
+fn leaves(config: &Config) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    let tree = serde_json::to_value(config).unwrap_or_default();
+    for (key, value) in tree.as_object().into_iter().flatten() {
+        match value {
+            serde_json::Value::Object(section) => {
+                leaves.extend(
+                    section
+                        .iter()
+                        .map(|(name, v)| (format!("{key}.{name}"), toml(v))),
+                );
+            }
+            value => leaves.push((key.clone(), toml(value))),
+        }
+    }
+    leaves.sort_by_key(|(key, _)| (key.contains('.'), key.clone()));
+    leaves
+}
+
+fn toml(value: &serde_json::Value) -> String {
+    if value.is_null() {
+        "\"\"".to_owned()
+    } else {
+        value.to_string()
+    }
+}
+
+/// The sentence for a setting that cannot be read: what, where, and what may have been meant.
+fn explain(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    let place = error.metadata.as_ref().map_or(String::new(), |metadata| {
+        match metadata
+            .source
+            .as_ref()
+            .and_then(figment::Source::file_path)
+        {
+            Some(file) => format!(" in {}", file.display()),
+            None => format!(" in {}", metadata.name),
+        }
+    });
+    let path = error.path.join(".");
+    match &error.kind {
+        Kind::UnknownField(key, known) => {
+            let closest = known.iter().max_by(|a, b| {
+                strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b))
+            });
+            let hint = closest.filter(|known| strsim::jaro_winkler(key, known) > 0.7);
+            let hint = hint.map_or(String::new(), |known| format!("; did you mean `{known}`?"));
+            let mut full = error.path.clone();
+            full.retain(|part| part != key);
+            full.push(key.clone());
+            format!("unknown setting `{}`{place}{hint}", full.join("."))
+        }
+        // The value itself is not shown: it may be a secret.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("setting `{path}`{place} has to be {expected}")
+        }
+        kind => format!("setting `{path}`{place}: {kind}"),
+    }
+}
+
+/// Variables `ACCOUNTD_…`; a section's name is followed by two underscores. Text stays text: what a
+/// variable means is decided by the type of the setting.
+struct Environment(Vec<(String, String)>);
+
+impl Provider for Environment {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("environment").interpolater(|_, keys| {
+            format!("environment {PREFIX}{}", keys.join("__").to_uppercase())
+        })
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+        let mut settings = Dict::new();
+        for (name, text) in &self.0 {
+            let key = name
+                .trim_start_matches(PREFIX)
+                .to_lowercase()
+                .replace("__", ".");
+            let pointer = format!("/{}", key.replace('.', "/"));
+            let value = match defaults.pointer(&pointer) {
+                Some(serde_json::Value::Number(_)) => text
+                    .parse::<i64>()
+                    .map_or_else(|_| Value::from(text.as_str()), Value::from),
+                Some(serde_json::Value::Bool(_)) => text
+                    .parse::<bool>()
+                    .map_or_else(|_| Value::from(text.as_str()), Value::from),
+                Some(serde_json::Value::Array(_)) => {
+                    let items = text
+                        .split(',')
+                        .map(str::trim)
+                        .filter(|item| !item.is_empty());
+                    items.map(Value::from).collect::<Vec<Value>>().into()
+                }
+                _ => Value::from(text.as_str()),
+            };
+            insert(&mut settings, &key, value);
+        }
+        Ok(Profile::Default.collect(settings))
+    }
+}
+
+/// What flags of the command line set.
+struct Flags(HashMap<&'static str, serde_json::Value>);
+
+impl Provider for Flags {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("command line")
+            .interpolater(|_, keys| format!("flag --{}", keys.join("-").replace('_', "-")))
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        let mut settings = Dict::new();
+        for (key, value) in &self.0 {
+            insert(&mut settings, key, Value::serialize(value)?);
+        }
+        Ok(Profile::Default.collect(settings))
+    }
+}
+
+fn insert(settings: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(settings.insert(key.to_owned(), value)),
+        Some((section, key)) => {
+            let entry = settings
+                .entry(section.to_owned())
+                .or_insert_with(|| Dict::new().into());
+            if let Value::Dict(_, section) = entry {
+                insert(section, key, value);
+            }
+        }
+    }
+}
+
+/// Variables of this process that are settings; those for the tests are not.
+pub fn environment(variables: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let not_settings = ["ACCOUNTD_CONFIG"];
+    variables
+        .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with("ACCOUNTD_TEST_"))
+        .filter(|(name, _)| !not_settings.contains(&name.as_str()))
+        .collect()
+}
+
+impl Config {
+    /// What the types cannot say. An error is a sentence for the operator.
+    fn check(&self) -> Result<(), String> {
+        self.algorithm()?;
+        self.proxies()?;
+        self.cost()
+            .params()
+            .map_err(|error| format!("hashing: {error}"))?;
+        self.check_numbers()?;
+        if self.sessions.refresh_replay_s < 0 || self.sessions.refresh_replay_s > 60 {
+            return Err("setting `sessions.refresh_replay_s` has to be 0 to 60".to_owned());
+        }
+        if !(1..=86_400).contains(&self.passwords.reset_lifetime_s) {
+            return Err("setting `passwords.reset_lifetime_s` has to be 1 to 86400".to_owned());
+        }
+        if self.limits.drain_timeout_s > 25 {
+            return Err("setting `limits.drain_timeout_s` has to be at most 25".to_owned());
+        }
+        if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
+            return Err("`tls.certificate_file` and `tls.key_file` go together".to_owned());
+        }
+        if !["text", "json"].contains(&self.log.format.as_str()) {
+            return Err("setting `log.format` has to be text or json".to_owned());
+        }
+        if let Some(url) = &self.public_url {
+            check_public_url(url)?;
+        }
+        let origins = &self.cors.allowed_origins;
+        if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(format!(
+                "`{bad}` in `cors.allowed_origins` is not an origin such as https://app.example"
+            ));
+        }
+        self.check_plaintext()
+    }
+
+    /// A limit of 0 would be none, or would let nothing through.
+    fn check_numbers(&self) -> Result<(), String> {
+        let may_be_0 = [
+            "hashing.lanes",
+            "sessions.refresh_replay_s",
+            "throttle.account_free",
+            "throttle.network_free",
+        ];
+        for (key, value) in leaves(self) {
+            let is_0_or_less = value.parse::<i64>().is_ok_and(|number| number <= 0);
+            if is_0_or_less && !may_be_0.contains(&key.as_str()) {
+                return Err(format!("setting `{key}` has to be above 0"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Passwords and tokens do not cross a network in the clear by oversight.
+    fn check_plaintext(&self) -> Result<(), String> {
+        let exposed = [Some(self.listen), self.private_listen]
+            .into_iter()
+            .flatten()
+            .find(|address| !network::is_loopback(address.ip()));
+        match exposed {
+            Some(address) if self.tls.certificate_file.is_none() && !self.insecure_plaintext => {
+                Err(format!(
+                    "{address} can be reached from other machines: set `tls.certificate_file`, or \
+                     --insecure-plaintext if a proxy in front ends TLS"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn algorithm(&self) -> Result<Algorithm, String> {
+        Algorithm::parse(&self.tokens.algorithm)
+            .map_err(|expected| format!("setting `tokens.algorithm` {expected}"))
+    }
+
+    pub fn proxies(&self) -> Result<Vec<IpNet>, String> {
+        let parse = |net: &String| network::parse_cidr(net);
+        let proxies: Result<_, _> = self.trusted_proxies.iter().map(parse).collect();
+        proxies.map_err(|error| format!("setting `trusted_proxies`: {error}"))
+    }
+
+    pub const fn cost(&self) -> Cost {
+        let Hashing {
+            memory_kib,
+            iterations,
+            parallelism,
+            ..
+        } = self.hashing;
+        Cost {
+            memory_kib,
+            iterations,
+            parallelism,
+        }
+    }
+
+    pub const fn session_lifetimes(&self) -> Lifetimes {
+        let Sessions {
+            lifetime_s,
+            idle_lifetime_s,
+            refresh_replay_s,
+        } = self.sessions;
+        Lifetimes {
+            session_s: lifetime_s,
+            idle_s: idle_lifetime_s,
+            replay_s: refresh_replay_s,
+        }
+    }
+
+    pub const fn account_throttle(&self) -> throttle::Rule {
+        let Throttle {
+            account_free,
+            base_delay_s,
+            max_delay_s,
+            account_forget_s,
+            ..
+        } = self.throttle;
+        throttle::Rule {
+            free: account_free,
+            base_delay_s,
+            max_delay_s,
+            forget_after_s: account_forget_s,
+        }
+    }
+
+    pub const fn network_throttle(&self) -> throttle::Rule {
+        let Throttle {
+            network_free,
+            base_delay_s,
+            max_delay_s,
+            network_forget_s,
+            ..
+        } = self.throttle;
+        throttle::Rule {
+            free: network_free,
+            base_delay_s,
+            max_delay_s,
+            forget_after_s: network_forget_s,
+        }
+    }
+
+    pub fn master_key_file(&self) -> PathBuf {
+        self.master_key_file
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("master.key"))
+    }
+
+    pub fn sqlite_file(&self) -> PathBuf {
+        self.data_dir.join("accountd.sqlite")
+    }
+
+    /// The issuer of tokens, given where the server really listens.
+    pub fn issuer(&self, listen: SocketAddr) -> String {
+        let scheme = if self.tls.certificate_file.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        self.public_url
+            .clone()
+            .unwrap_or_else(|| format!("{scheme}://{listen}"))
+    }
+
+    pub const fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.request_timeout_s)
+    }
+}
+
+/// The issuer is compared byte by byte (RFC 8414 section 2): no query, no fragment, no final slash.
+fn check_public_url(url: &str) -> Result<(), String> {
+    let parsed: Result<http::Uri, _> = url.parse();
+    let is_good = parsed.is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some()
+            && uri.query().is_none()
+    });
+    if is_good && !url.ends_with('/') && !url.contains('#') {
+        return Ok(());
+    }
+    Err("setting `public_url` has to be like https://id.example, without a final slash".to_owned())
+}
+
+fn is_origin(origin: &str) -> bool {
+    check_public_url(origin).is_ok() && origin.matches('/').count() == 2
+}
+
+/// Reads a file that a setting names.
+pub fn read_file(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(
+        environment: &[(&str, &str)],
+        flags: &[(&'static str, &str)],
+    ) -> Result<Loaded, String> {
+        let text = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let flag = |(key, value): &(&'static str, &str)| (*key, serde_json::json!(value));
+        Sources {
+            file: None,
+            environment: environment.iter().map(text).collect(),
+            flags: flags.iter().map(flag).collect(),
+        }
+        .load()
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_over_defaults() {
+        let loaded = load(
+            &[
+                ("ACCOUNTD_LISTEN", "127.0.0.1:1"),
+                ("ACCOUNTD_TOKENS__JWKS_MAX_AGE_S", "7"),
+            ],
+            &[("listen", "127.0.0.1:2")],
+        )
+        .expect("loads");
+        assert_eq!(loaded.config.listen.port(), 2);
+        assert_eq!(loaded.config.tokens.jwks_max_age_s, 7);
+        let text = loaded.describe();
+        assert!(
+            text.contains("listen = \"127.0.0.1:2\"  # flag --listen\n"),
+            "{text}"
+        );
+        assert!(text.contains(
+            "tokens.jwks_max_age_s = 7  # environment ACCOUNTD_TOKENS__JWKS_MAX_AGE_S\n"
+        ));
+        assert!(
+            text.contains("hashing.iterations = 2  # default\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn text_that_looks_like_a_number_stays_text() {
+        let loaded = load(&[("ACCOUNTD_DATA_DIR", "12345678")], &[]).expect("loads");
+        assert_eq!(loaded.config.data_dir, PathBuf::from("12345678"));
+        let loaded = load(&[("ACCOUNTD_TRUSTED_PROXIES", "10.0.0.0/8, ::1")], &[]).expect("loads");
+        assert_eq!(loaded.config.trusted_proxies, ["10.0.0.0/8", "::1"]);
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused_with_a_suggestion() {
+        let error = |name| load(&[(name, "1")], &[]).err().expect(name);
+        assert_eq!(
+            error("ACCOUNTD_LISTN"),
+            "unknown setting `listn` in environment; did you mean `listen`?"
+        );
+        assert_eq!(
+            error("ACCOUNTD_TOKENS__JWKS_AGE_S"),
+            "unknown setting `tokens.jwks_age_s` in environment; did you mean `jwks_max_age_s`?"
+        );
+        assert_eq!(
+            error("ACCOUNTD_XYZZY"),
+            "unknown setting `xyzzy` in environment"
+        );
+    }
+
+    #[test]
+    fn a_bad_value_is_not_repeated() {
+        for (name, value) in [
+            ("ACCOUNTD_TOKENS__JWKS_MAX_AGE_S", "hunter2"),
+            ("ACCOUNTD_LISTEN", "hunter2"),
+            ("ACCOUNTD_INSECURE_PLAINTEXT", "hunter2"),
+        ] {
+            let error = load(&[(name, value)], &[]).err().expect(name);
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls_are_masked() {
+        let url = "postgres://ann:s3cr:t@h:5432/db?sslmode=require";
+        let loaded = load(&[("ACCOUNTD_DATABASE_URL", url)], &[]).expect("loads");
+        assert!(
+            loaded
+                .describe()
+                .contains("postgres://ann:***@h:5432/db?sslmode=require")
+        );
+        assert!(!format!("{:?}", loaded.config).contains("s3cr"));
+        assert_eq!(mask_password("postgres:///db"), "postgres:///db");
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        for (name, value) in [
+            ("ACCOUNTD_TOKENS__ALGORITHM", "HS256"),
+            ("ACCOUNTD_SESSIONS__LIFETIME_S", "0"),
+            ("ACCOUNTD_PASSWORDS__RESET_LIFETIME_S", "90000"),
+            ("ACCOUNTD_HASHING__MEMORY_KIB", "1"),
+            ("ACCOUNTD_PUBLIC_URL", "https://id.example/"),
+            ("ACCOUNTD_PUBLIC_URL", "id.example"),
+            ("ACCOUNTD_CORS__ALLOWED_ORIGINS", "*"),
+            ("ACCOUNTD_TLS__KEY_FILE", "key.pem"),
+            ("ACCOUNTD_TRUSTED_PROXIES", "everybody"),
+            ("ACCOUNTD_LOG__FORMAT", "xml"),
+        ] {
+            assert!(load(&[(name, value)], &[]).is_err(), "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn plaintext_beyond_this_machine_has_to_be_meant() {
+        let error = load(&[], &[("listen", "0.0.0.0:8080")])
+            .err()
+            .expect("refused");
+        assert!(error.contains("--insecure-plaintext"), "{error}");
+        let meant = [
+            ("ACCOUNTD_LISTEN", "0.0.0.0:80"),
+            ("ACCOUNTD_INSECURE_PLAINTEXT", "true"),
+        ];
+        assert!(load(&meant, &[]).is_ok());
+        assert!(load(&[], &[("private_listen", "10.0.0.1:80")]).is_err());
+    }
+
+    #[test]
+    fn the_example_names_every_setting_and_is_valid() {
+        let example = example();
+        for (key, _) in leaves(&Config::default()) {
+            let field = key.rsplit('.').next().expect("not empty");
+            assert!(example.contains(&format!("\n#{field} = ")), "{key}");
+        }
+        let live: String = example
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
+            .filter(|line| !line.ends_with("= \"\""))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let figment =
+            Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(&live));
+        figment.extract::<Config>().expect("valid");
+    }
+}

@@ -1,0 +1,286 @@
+//! Who may call what: the policies declared in the protos, and the one function that applies them.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use uuid::Uuid;
+
+use super::{
+    error::{Error, Reason, Result},
+    name::{AccountId, CredentialId, SessionId},
+    token::{AccountClaims, Claims},
+};
+
+/// The policy of one RPC, as `options.proto` declares it.
+#[derive(Debug)]
+pub struct Policy {
+    /// `/accountd.v1.UserService/CreateUser`.
+    pub rpc: &'static str,
+    pub access: Access,
+    /// Any one of them admits.
+    pub scopes: &'static [&'static str],
+    /// The account that the request is about is admitted without a scope.
+    pub allow_self: bool,
+    /// What some values of the request need on top, asked for by the handler.
+    pub field_scopes: &'static [&'static str],
+    /// Served on the private listener only, when there is one.
+    pub private: bool,
+    /// The type of the event that a success writes; empty for reads.
+    pub event: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Public,
+    Authenticated,
+    /// For holders of one of the scopes, or the account itself.
+    Restricted,
+}
+
+/// The policy of every RPC, made by the build from the protos.
+pub static POLICIES: &[Policy] = &include!(concat!(env!("OUT_DIR"), "/policies.rs"));
+
+static BY_RPC: LazyLock<HashMap<&'static str, &'static Policy>> =
+    LazyLock::new(|| POLICIES.iter().map(|policy| (policy.rpc, policy)).collect());
+
+/// The policy of the RPC with this path.
+pub fn policy(rpc: &str) -> Option<&'static Policy> {
+    BY_RPC.get(rpc).copied()
+}
+
+/// Whoever made this call.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    Anonymous,
+    Account(Principal),
+}
+
+/// A caller with an access token that is good now.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    pub id: AccountId,
+    pub proof: Proof,
+    /// What the token permits.
+    pub scopes: Vec<String>,
+    pub client_id: String,
+}
+
+/// What the token was obtained with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Session(SessionId),
+    Credential(CredentialId),
+}
+
+impl Principal {
+    pub fn new(claims: Claims) -> Self {
+        let proof = match claims.account {
+            AccountClaims::User { sid, .. } => Proof::Session(SessionId(sid)),
+            AccountClaims::SystemAccount { credential_id } => {
+                Proof::Credential(CredentialId(credential_id))
+            }
+        };
+        Self {
+            id: claims.account_id(),
+            proof,
+            scopes: claims.scopes(),
+            client_id: claims.client_id,
+        }
+    }
+
+    pub fn holds(&self, scope: &str) -> bool {
+        self.scopes.iter().any(|held| held == scope)
+    }
+}
+
+impl Proof {
+    /// The resource name below the account `id`.
+    pub fn name(self, id: AccountId) -> String {
+        match self {
+            Self::Session(session) => id.child("sessions", session.0),
+            Self::Credential(credential) => id.child("credentials", credential.0),
+        }
+    }
+}
+
+impl Caller {
+    pub const fn principal(&self) -> Option<&Principal> {
+        match self {
+            Self::Anonymous => None,
+            Self::Account(principal) => Some(principal),
+        }
+    }
+
+    pub fn account(&self) -> Option<AccountId> {
+        self.principal().map(|principal| principal.id)
+    }
+
+    pub fn holds(&self, scope: &str) -> bool {
+        self.principal()
+            .is_some_and(|principal| principal.holds(scope))
+    }
+
+    /// The caller's uuid, or nil for nobody: separates what callers may not share.
+    pub fn uuid(&self) -> Uuid {
+        self.account().map_or(Uuid::nil(), AccountId::uuid)
+    }
+
+    /// Whether `target`, the name of an account or of something that belongs to one, is the
+    /// caller's own.
+    pub fn is_self(&self, target: &str) -> bool {
+        let Some(id) = self.account() else {
+            return false;
+        };
+        let mut segments = target.split('/');
+        let (collection, account) = (segments.next(), segments.next());
+        let own = id.to_string();
+        let (own_collection, own_id) = own.split_once('/').unwrap_or_default();
+        collection == Some(own_collection) && (account == Some(own_id) || account == Some("me"))
+    }
+
+    /// Refuses unless the caller holds `scope`.
+    pub fn require(&self, scope: &str) -> Result<()> {
+        if self.holds(scope) {
+            Ok(())
+        } else {
+            Err(self.refusal(&[scope]))
+        }
+    }
+
+    fn refusal(&self, scopes: &[&str]) -> Error {
+        match self {
+            Self::Anonymous => Error::Unauthenticated(Reason::TokenMissing),
+            Self::Account(_) => Error::Denied {
+                reason: Reason::ScopeMissing,
+                scopes: scopes.iter().map(ToString::to_string).collect(),
+            },
+        }
+    }
+}
+
+/// The one decision whether a caller may make a call about `target`. It looks at nothing else of the
+/// request, so that a stranger learns nothing from a refusal.
+pub fn authorise(policy: &Policy, caller: &Caller, target: &str) -> Result<()> {
+    let admitted = match policy.access {
+        Access::Public => true,
+        Access::Authenticated => caller.principal().is_some(),
+        Access::Restricted => {
+            policy.scopes.iter().any(|scope| caller.holds(scope))
+                || (policy.allow_self && caller.is_self(target))
+        }
+    };
+    if admitted {
+        Ok(())
+    } else {
+        Err(caller.refusal(policy.scopes))
+    }
+}
+
+/// Nobody has power over an account that holds what they do not: refuses with the first such scope.
+pub fn require_power_over(caller: &Caller, held_by_target: &[String]) -> Result<()> {
+    match held_by_target.iter().find(|scope| !caller.holds(scope)) {
+        None => Ok(()),
+        Some(scope) => Err(Error::Denied {
+            reason: Reason::TargetOutranksCaller,
+            scopes: vec![scope.clone()],
+        }),
+    }
+}
+
+/// Nobody hands out what they do not hold: refuses with the first such scope.
+pub fn require_held<'a>(
+    caller: &Caller,
+    handed_out: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    match handed_out.into_iter().find(|scope| !caller.holds(scope)) {
+        None => Ok(()),
+        Some(scope) => Err(Error::Denied {
+            reason: Reason::ScopeNotHeld,
+            scopes: vec![scope.to_owned()],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::name::{SystemAccountId, UserId};
+
+    const ALICE: UserId = UserId(Uuid::from_u128(1));
+
+    fn caller(id: AccountId, scopes: &[&str]) -> Caller {
+        Caller::Account(Principal {
+            id,
+            proof: Proof::Session(SessionId(Uuid::nil())),
+            scopes: scopes.iter().map(ToString::to_string).collect(),
+            client_id: String::new(),
+        })
+    }
+
+    fn restricted(scopes: &'static [&'static str], allow_self: bool) -> Policy {
+        Policy {
+            rpc: "",
+            access: Access::Restricted,
+            scopes,
+            allow_self,
+            field_scopes: &[],
+            private: false,
+            event: "",
+        }
+    }
+
+    #[test]
+    fn every_rpc_has_exactly_one_policy() {
+        assert_eq!(BY_RPC.len(), POLICIES.len());
+        assert!(policy("/accountd.v1.UserService/GetUser").is_some());
+        assert!(policy("/accountd.v1.UserService/getuser").is_none());
+    }
+
+    #[test]
+    fn any_one_of_the_scopes_admits_and_nothing_like_them() {
+        let policy = restricted(&["users.create", "users.register"], false);
+        let may = |scopes: &[&str]| authorise(&policy, &caller(ALICE.into(), scopes), "").is_ok();
+        assert!(may(&["users.register"]));
+        assert!(may(&["x", "users.create"]));
+        assert!(!may(&["users"]));
+        assert!(!may(&["users.create.all"]));
+        assert!(!may(&[]));
+    }
+
+    #[test]
+    fn self_is_the_account_the_target_names_and_no_other() {
+        let alice = caller(ALICE.into(), &[]);
+        let name = ALICE.to_string();
+        assert!(alice.is_self(&name));
+        assert!(alice.is_self(&format!("{name}/sessions/x")));
+        assert!(alice.is_self("users/me"));
+        assert!(alice.is_self("users/me/sessions/x"));
+        assert!(!alice.is_self(&UserId(Uuid::from_u128(2)).to_string()));
+        assert!(!alice.is_self(&format!("{name}0")));
+        assert!(!alice.is_self(&SystemAccountId(ALICE.0).to_string()));
+        assert!(!alice.is_self("systemAccounts/me"));
+        assert!(!alice.is_self(""));
+        assert!(!Caller::Anonymous.is_self("users/me"));
+    }
+
+    #[test]
+    fn a_refusal_tells_strangers_from_the_powerless() {
+        let policy = restricted(&["users.read"], true);
+        let reason = |caller: &Caller| {
+            authorise(&policy, caller, "users/x")
+                .expect_err("refused")
+                .reason()
+        };
+        assert_eq!(reason(&Caller::Anonymous), Reason::TokenMissing);
+        assert_eq!(reason(&caller(ALICE.into(), &[])), Reason::ScopeMissing);
+    }
+
+    #[test]
+    fn power_is_needed_for_every_scope_of_the_target() {
+        let manager = caller(ALICE.into(), &["users.update"]);
+        assert!(require_power_over(&manager, &[]).is_ok());
+        assert!(require_power_over(&manager, &["users.update".to_owned()]).is_ok());
+        let operator = ["users.update".to_owned(), "keys.write".to_owned()];
+        let error = require_power_over(&manager, &operator).expect_err("outranked");
+        assert_eq!(error.reason(), Reason::TargetOutranksCaller);
+    }
+}

@@ -1,0 +1,29 @@
+//! The rules: what an account, a credential, a session, a token may and must be.
+//!
+//! Invariant: pure and synchronous. No clock, no generator, no database, no wire: time and random
+//! bytes are arguments, so the same arguments always give the same answer.
+
+pub mod access;
+pub mod account;
+pub mod credential;
+pub mod error;
+pub mod event;
+pub mod filter;
+pub mod grant;
+pub mod identifier;
+pub mod keyring;
+pub mod master_key;
+pub mod name;
+pub mod network;
+pub mod page;
+pub mod password;
+pub mod role;
+pub mod secret;
+pub mod session;
+pub mod signing_key;
+pub mod system_account;
+pub mod text;
+pub mod throttle;
+pub mod time;
+pub mod token;
+pub mod user;

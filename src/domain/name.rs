@@ -1,0 +1,138 @@
+//! Resource names (AIP-122) and the ids inside them.
+//!
+//! Invariant: every id has exactly one spelling, so that a name can be compared as text.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::time::Timestamp;
+
+/// An id of its own type for each kind of resource, so that they cannot be swapped.
+macro_rules! ids {
+    ($($(#[$doc:meta])* $id:ident,)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $id(pub Uuid);
+    )*};
+}
+
+ids! {
+    UserId,
+    SystemAccountId,
+    CredentialId,
+    SessionId,
+    GrantId,
+    EventId,
+}
+
+/// A UUID in its one canonical spelling: lower case, hyphenated.
+pub fn uuid(text: &str) -> Option<Uuid> {
+    let canonical = text.len() == 36 && !text.bytes().any(|b| b.is_ascii_uppercase());
+    canonical.then(|| Uuid::try_parse(text).ok()).flatten()
+}
+
+/// UUID version 7 (RFC 9562 section 5.7): ids made later sort later.
+pub fn new_uuid(now: Timestamp, random: [u8; 10]) -> Uuid {
+    uuid::Builder::from_unix_timestamp_millis(now.millis(), &random).into_uuid()
+}
+
+/// The least UUID that could have been made at `time` or later; bounds a search by time.
+pub fn first_uuid(time: Timestamp) -> Uuid {
+    Uuid::from_u128(u128::from(time.millis()) << 80)
+}
+
+/// A user or a system account: whoever can hold credentials and call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AccountId {
+    User(UserId),
+    System(SystemAccountId),
+}
+
+impl AccountId {
+    pub const fn uuid(self) -> Uuid {
+        match self {
+            Self::User(UserId(id)) | Self::System(SystemAccountId(id)) => id,
+        }
+    }
+
+    /// Reads `users/{uuid}` or `systemAccounts/{uuid}`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (collection, id) = name.split_once('/')?;
+        match collection {
+            "users" => uuid(id).map(|id| Self::User(UserId(id))),
+            "systemAccounts" => uuid(id).map(|id| Self::System(SystemAccountId(id))),
+            _ => None,
+        }
+    }
+
+    /// The name of a resource of this account: `users/{uuid}/sessions/{id}`.
+    pub fn child(self, collection: &str, id: Uuid) -> String {
+        format!("{self}/{collection}/{id}")
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(id) => id.fmt(f),
+            Self::System(id) => id.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "users/{}", self.0)
+    }
+}
+
+impl fmt::Display for SystemAccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "systemAccounts/{}", self.0)
+    }
+}
+
+impl From<UserId> for AccountId {
+    fn from(id: UserId) -> Self {
+        Self::User(id)
+    }
+}
+
+impl From<SystemAccountId> for AccountId {
+    fn from(id: SystemAccountId) -> Self {
+        Self::System(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_name_has_one_spelling() {
+        let name = "users/018f0000-0000-7000-8000-00000000abcd";
+        assert_eq!(AccountId::parse(name).expect("canonical").to_string(), name);
+        for other in [
+            "users/018F0000-0000-7000-8000-00000000ABCD",
+            "users/018f000000007000800000000000abcd",
+            "users/{018f0000-0000-7000-8000-00000000abcd}",
+            "users/018f0000-0000-7000-8000-00000000abcd/",
+            "groups/018f0000-0000-7000-8000-00000000abcd",
+            "users/",
+            "users",
+            "",
+        ] {
+            assert_eq!(AccountId::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn ids_made_later_sort_later() {
+        let at = |ms: i64, random: u8| new_uuid(Timestamp::from_micros(ms * 1000), [random; 10]);
+        assert!(at(1, 255) < at(2, 0));
+        assert_eq!(at(1, 7).get_version_num(), 7);
+        let bound = first_uuid(Timestamp::from_micros(2000));
+        assert!(at(1, 255) < bound && bound <= at(2, 0));
+    }
+}

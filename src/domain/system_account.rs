@@ -1,0 +1,147 @@
+//! A program's account: owned by somebody, limited in what it can ever get.
+
+use ipnet::IpNet;
+
+use super::{
+    account::Lifecycle,
+    name::{SystemAccountId, UserId},
+    time::Timestamp,
+};
+
+/// Most scopes in a ceiling, and most audiences.
+pub const MAX_LIST: usize = 100;
+/// Most characters of a description.
+pub const MAX_DESCRIPTION: usize = 2000;
+
+/// What the account is for, which decides what may authenticate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Service,
+    Privileged,
+    BreakGlass,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Service, Self::Privileged, Self::BreakGlass];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "SERVICE",
+            Self::Privileged => "PRIVILEGED",
+            Self::BreakGlass => "BREAK_GLASS",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether a secret that is also known to the other side may authenticate it.
+    pub const fn allows_shared_secret(self) -> bool {
+        matches!(self, Self::Service)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct SystemAccount {
+    pub id: SystemAccountId,
+    /// Counts the changes; the etag.
+    pub revision: i64,
+    pub lifecycle: Lifecycle,
+    pub kind: Kind,
+    /// Who answers for it; none for accountd's own.
+    pub owner: Option<UserId>,
+    pub display_name: String,
+    pub description: String,
+    pub limits: Limits,
+    /// Tokens issued before are worthless: moved by suspending and deleting.
+    pub tokens_not_before: Option<Timestamp>,
+    pub create_time: Timestamp,
+    pub update_time: Timestamp,
+    pub last_used_time: Option<Timestamp>,
+}
+
+/// What the account can get at most, whatever is granted to it.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Empty: no ceiling.
+    pub scope_ceiling: Vec<String>,
+    /// Empty: only `accountd`.
+    pub audiences: Vec<String>,
+    /// Empty: from anywhere.
+    pub allowed_cidrs: Vec<IpNet>,
+}
+
+/// One field set to a new value.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    DisplayName(String),
+    Description(String),
+    ScopeCeiling(Vec<String>),
+    Audiences(Vec<String>),
+    AllowedCidrs(Vec<IpNet>),
+    ExpireTime(Option<Timestamp>),
+}
+
+/// The fields that an update may name.
+pub const WRITABLE: [&str; 6] = [
+    "display_name",
+    "description",
+    "scope_ceiling",
+    "audiences",
+    "allowed_cidrs",
+    "expire_time",
+];
+
+impl SystemAccount {
+    pub fn new(id: SystemAccountId, kind: Kind, owner: Option<UserId>, now: Timestamp) -> Self {
+        Self {
+            id,
+            revision: 1,
+            lifecycle: Lifecycle::default(),
+            kind,
+            owner,
+            display_name: String::new(),
+            description: String::new(),
+            limits: Limits::default(),
+            tokens_not_before: None,
+            create_time: now,
+            update_time: now,
+            last_used_time: None,
+        }
+    }
+
+    /// Made by accountd itself.
+    pub const fn built_in(&self) -> bool {
+        self.owner.is_none()
+    }
+
+    pub fn edit(&mut self, edit: Edit) {
+        match edit {
+            Edit::DisplayName(text) => self.display_name = text,
+            Edit::Description(text) => self.description = text,
+            Edit::ScopeCeiling(scopes) => self.limits.scope_ceiling = scopes,
+            Edit::Audiences(audiences) => self.limits.audiences = audiences,
+            Edit::AllowedCidrs(cidrs) => self.limits.allowed_cidrs = cidrs,
+            Edit::ExpireTime(time) => self.lifecycle.expire_time = time,
+        }
+    }
+
+    /// To be called once with each stored change.
+    pub fn touch(&mut self, now: Timestamp) {
+        self.revision += 1;
+        self.update_time = now;
+    }
+
+    /// Makes the tokens it has worthless.
+    pub fn revoke_tokens(&mut self, now: Timestamp) {
+        self.tokens_not_before = Some(now);
+    }
+
+    pub fn may_ask_for(&self, audience: &str) -> bool {
+        match self.limits.audiences.as_slice() {
+            [] => audience == super::token::OWN_AUDIENCE,
+            audiences => audiences.iter().any(|allowed| allowed == audience),
+        }
+    }
+}

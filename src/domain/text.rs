@@ -1,0 +1,79 @@
+//! Free text that people write: how much of it, and which characters.
+
+/// Text of at most `max` characters without control characters, except line breaks where `lines`.
+///
+/// NUL is among the control characters: `PostgreSQL` cannot store it.
+pub fn parse(text: &str, max: usize, lines: bool) -> Result<String, String> {
+    if text.chars().count() > max {
+        return Err(format!("must have at most {max} characters"));
+    }
+    let allowed = |c: char| !c.is_control() || (lines && matches!(c, '\n' | '\t'));
+    if !text.chars().all(allowed) {
+        return Err("must not contain control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// One line of at most `max` characters.
+pub fn line(text: &str, max: usize) -> Result<String, String> {
+    parse(text, max, false)
+}
+
+/// Several lines of at most `max` characters in all.
+pub fn lines(text: &str, max: usize) -> Result<String, String> {
+    parse(text, max, true)
+}
+
+/// Like [`line`], and not empty.
+pub fn required_line(text: &str, max: usize) -> Result<String, String> {
+    if text.trim().is_empty() {
+        Err("is required".to_owned())
+    } else {
+        line(text, max)
+    }
+}
+
+/// BCP 47, in its canonical letter case; empty stays empty.
+pub fn language(tag: &str) -> Result<String, String> {
+    if tag.is_empty() {
+        return Ok(String::new());
+    }
+    match oxilangtag::LanguageTag::parse_and_normalize(tag) {
+        Ok(tag) if tag.as_str().len() <= 64 => Ok(tag.into_inner()),
+        _ => Err("must be a BCP 47 language tag such as `de-CH`".to_owned()),
+    }
+}
+
+/// A name of the IANA time zone database; empty stays empty.
+pub fn time_zone(name: &str) -> Result<String, String> {
+    if name.is_empty() || super::time::is_time_zone(name) {
+        return Ok(name.to_owned());
+    }
+    Err("must be a time zone of the IANA database such as `Europe/Zurich`".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_and_excess_are_refused() {
+        assert!(line("Ann Müller", 10).is_ok());
+        assert!(line("Ann Müllers", 10).is_err());
+        for bad in ["a\0b", "a\nb", "a\u{7f}b", "a\u{85}b", "a\rb"] {
+            assert!(line(bad, 10).is_err(), "{bad:?}");
+        }
+        assert!(lines("a\nb", 10).is_ok());
+        assert!(lines("a\rb", 10).is_err());
+        assert!(required_line(" ", 10).is_err());
+    }
+
+    #[test]
+    fn languages_and_zones_are_checked_and_canonical() {
+        assert_eq!(language("DE-ch").as_deref(), Ok("de-CH"));
+        assert!(language("not a tag").is_err());
+        assert!(time_zone("Europe/Zurich").is_ok());
+        assert!(time_zone("Europe/Atlantis").is_err());
+        assert_eq!(language("").as_deref(), Ok(""));
+    }
+}

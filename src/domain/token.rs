@@ -1,0 +1,355 @@
+//! Access tokens: what they say (RFC 9068), which scopes they get, how long they live.
+//!
+//! Invariant: time is compared here, with an argument; the JWT library's own clock is switched off.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    account::Lifecycle,
+    error::Reason,
+    name::{self, AccountId, CredentialId, SessionId, SystemAccountId, UserId},
+    time::{self, Timestamp},
+};
+
+/// The audience that accountd itself is.
+pub const OWN_AUDIENCE: &str = "accountd";
+/// Authenticated with one factor (NIST SP 800-63B).
+pub const AAL1: &str = "aal1";
+/// Authenticated with a password (RFC 8176).
+pub const AMR_PASSWORD: &str = "pwd";
+/// Most bytes of a token that is looked at.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// How far the clocks of two processes may differ, in seconds.
+pub const CLOCK_SKEW_S: i64 = 5;
+/// Most scopes that one request may name.
+pub const MAX_SCOPES: usize = 100;
+
+/// The claims of an access token. A claim that is missing, of another JSON type or there twice
+/// makes the token invalid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    pub iss: String,
+    /// The bare UUID of the account.
+    pub sub: Uuid,
+    pub aud: String,
+    pub exp: i64,
+    pub iat: i64,
+    pub jti: Uuid,
+    pub client_id: String,
+    /// Space-separated (RFC 6749 section 3.3).
+    pub scope: String,
+    #[serde(flatten)]
+    pub account: AccountClaims,
+}
+
+/// What differs between people and programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "account_kind", rename_all = "snake_case")]
+pub enum AccountClaims {
+    User {
+        sid: Uuid,
+        auth_time: i64,
+        acr: String,
+        amr: Vec<String>,
+    },
+    SystemAccount {
+        credential_id: Uuid,
+    },
+}
+
+impl Claims {
+    pub const fn account_id(&self) -> AccountId {
+        match self.account {
+            AccountClaims::User { .. } => AccountId::User(UserId(self.sub)),
+            AccountClaims::SystemAccount { .. } => AccountId::System(SystemAccountId(self.sub)),
+        }
+    }
+
+    pub const fn session(&self) -> Option<SessionId> {
+        match self.account {
+            AccountClaims::User { sid, .. } => Some(SessionId(sid)),
+            AccountClaims::SystemAccount { .. } => None,
+        }
+    }
+
+    pub const fn credential(&self) -> Option<CredentialId> {
+        match self.account {
+            AccountClaims::User { .. } => None,
+            AccountClaims::SystemAccount { credential_id } => Some(CredentialId(credential_id)),
+        }
+    }
+
+    pub fn scopes(&self) -> Vec<String> {
+        self.scope
+            .split(' ')
+            .filter(|scope| !scope.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Whether the token comes from `issuer` and its time has come and is not over.
+    pub fn check(&self, issuer: &str, now: Timestamp) -> Result<(), Reason> {
+        if self.iss != issuer || now.plus_s(CLOCK_SKEW_S).seconds() < self.iat {
+            return Err(Reason::TokenInvalid);
+        }
+        if self.exp <= now.seconds() {
+            Err(Reason::TokenExpired)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The facts behind a token as they are now, which its claims cannot know.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub account: Lifecycle,
+    /// Whether the token itself was revoked, or its session has ended.
+    pub revoked: bool,
+    /// When the credential behind it ends.
+    pub proof_expire_time: Option<Timestamp>,
+    /// Tokens issued up to then are worthless.
+    pub not_before: Option<Timestamp>,
+}
+
+impl Standing {
+    /// Whether the token still stands for its account.
+    pub fn bears(&self, claims: &Claims, now: Timestamp) -> bool {
+        let is_older = |not_before| Timestamp::from_seconds(claims.iat) <= not_before;
+        self.account.may_act(now)
+            && !self.revoked
+            && !time::has_passed(self.proof_expire_time, now)
+            && !self.not_before.is_some_and(is_older)
+    }
+}
+
+/// What an access token rests on, for the one function that mints.
+pub struct Grounds<'a> {
+    /// The scopes asked for; all there are when empty.
+    pub requested: &'a [String],
+    /// The scopes granted to the account for this audience now.
+    pub granted: &'a [String],
+    /// Each limits the scopes unless it is empty: of the account, of the credential.
+    pub ceilings: &'a [&'a [String]],
+    /// Whatever ends before the token would: session, account, credential, grants.
+    pub ends: &'a [Option<Timestamp>],
+}
+
+/// What a token gets.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Allowance {
+    pub scopes: Vec<String>,
+    pub refused: Vec<String>,
+    /// When the token expires, in whole seconds.
+    pub expire_time: Timestamp,
+}
+
+impl Grounds<'_> {
+    /// Scopes = requested ∩ granted ∩ every ceiling; life = the shortest of all that bears the token.
+    pub fn decide(&self, now: Timestamp, lifetime_s: i64) -> Allowance {
+        let below =
+            |ceiling: &&[String], scope: &String| ceiling.is_empty() || ceiling.contains(scope);
+        let allowed = |scope: &&String| {
+            self.granted.contains(*scope)
+                && self.ceilings.iter().all(|ceiling| below(ceiling, scope))
+        };
+        let wanted = if self.requested.is_empty() {
+            self.granted
+        } else {
+            self.requested
+        };
+        let (scopes, refused): (Vec<&String>, Vec<&String>) = wanted.iter().partition(allowed);
+        let refused = if self.requested.is_empty() {
+            Vec::new()
+        } else {
+            refused
+        };
+        let sorted = |scopes: Vec<&String>| {
+            let mut scopes: Vec<String> = scopes.into_iter().cloned().collect();
+            scopes.sort();
+            scopes.dedup();
+            scopes
+        };
+        let end = self
+            .ends
+            .iter()
+            .flatten()
+            .copied()
+            .min()
+            .unwrap_or(Timestamp::MAX);
+        let expire_time = now.plus_s(lifetime_s).min(end);
+        Allowance {
+            scopes: sorted(scopes),
+            refused: sorted(refused),
+            expire_time: Timestamp::from_seconds(expire_time.seconds()),
+        }
+    }
+}
+
+/// The name of a system a token is for: 1 to 255 visible ASCII characters.
+pub fn audience(text: &str) -> Result<String, String> {
+    match text {
+        "" => Ok(OWN_AUDIENCE.to_owned()),
+        _ if text.len() <= 255 && text.bytes().all(|b| b.is_ascii_graphic()) => Ok(text.to_owned()),
+        _ => Err("must be 1 to 255 visible ASCII characters".to_owned()),
+    }
+}
+
+/// A client id as sent: the bare UUID, or the resource name.
+pub fn client_id(text: &str) -> Option<SystemAccountId> {
+    let id = text.strip_prefix("systemAccounts/").unwrap_or(text);
+    name::uuid(id).map(SystemAccountId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+
+    fn scopes(list: &str) -> Vec<String> {
+        list.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn decide(requested: &str, granted: &str, ceilings: &[&str]) -> (Vec<String>, Vec<String>) {
+        let ceilings: Vec<Vec<String>> = ceilings.iter().map(|list| scopes(list)).collect();
+        let ceilings: Vec<&[String]> = ceilings.iter().map(Vec::as_slice).collect();
+        let (requested, granted) = (scopes(requested), scopes(granted));
+        let grounds = Grounds {
+            requested: &requested,
+            granted: &granted,
+            ceilings: &ceilings,
+            ends: &[],
+        };
+        let allowance = grounds.decide(NOW, 300);
+        (allowance.scopes, allowance.refused)
+    }
+
+    #[test]
+    fn scopes_are_the_intersection_and_the_rest_is_named() {
+        assert_eq!(decide("", "b a", &[]), (scopes("a b"), vec![]));
+        assert_eq!(decide("a c", "a b", &[]), (scopes("a"), scopes("c")));
+        assert_eq!(decide("a b", "a b c", &["b c"]), (scopes("b"), scopes("a")));
+        assert_eq!(decide("", "a b c", &["b c", "c d"]), (scopes("c"), vec![]));
+        assert_eq!(decide("a a", "a", &[""]), (scopes("a"), vec![]));
+        assert_eq!(decide("a", "", &[]), (vec![], scopes("a")));
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_what_it_rests_on() {
+        let ends = |ends: &[Option<Timestamp>]| {
+            let grounds = Grounds {
+                requested: &[],
+                granted: &[],
+                ceilings: &[],
+                ends,
+            };
+            grounds.decide(NOW, 300).expire_time
+        };
+        assert_eq!(ends(&[None]), NOW.plus_s(300));
+        assert_eq!(
+            ends(&[None, Some(NOW.plus_s(7)), Some(NOW.plus_s(9))]),
+            NOW.plus_s(7)
+        );
+    }
+
+    #[test]
+    fn claims_of_the_wrong_kind_do_not_parse() {
+        let good = serde_json::json!({
+            "iss": "https://id.example", "sub": Uuid::nil(), "aud": "accountd", "exp": 10, "iat": 5,
+            "jti": Uuid::nil(), "client_id": "accountd", "scope": "", "account_kind": "user",
+            "sid": Uuid::nil(), "auth_time": 5, "acr": "aal1", "amr": ["pwd"],
+        });
+        let parse = |value: &serde_json::Value| serde_json::from_value::<Claims>(value.clone());
+        let claims = parse(&good).expect("complete");
+        assert_eq!(serde_json::to_value(&claims).expect("serialises"), good);
+        for (claim, wrong) in [
+            ("exp", serde_json::json!("10")),
+            ("exp", serde_json::json!(10.5)),
+            ("exp", serde_json::json!(null)),
+            ("aud", serde_json::json!(["accountd"])),
+            ("sub", serde_json::json!("alice")),
+            ("account_kind", serde_json::json!("admin")),
+            ("scope", serde_json::json!(["users.read"])),
+        ] {
+            let mut bad = good.clone();
+            bad[claim] = wrong.clone();
+            assert!(parse(&bad).is_err(), "{claim} = {wrong}");
+        }
+        for claim in good.as_object().expect("an object").keys() {
+            let mut bad = good.clone();
+            bad.as_object_mut().expect("an object").remove(claim);
+            assert!(parse(&bad).is_err(), "without {claim}");
+        }
+        let twice = good.to_string().replacen('{', r#"{"exp": 9999999999,"#, 1);
+        assert!(
+            serde_json::from_str::<Claims>(&twice).is_err(),
+            "a claim there twice"
+        );
+    }
+
+    fn claims() -> Claims {
+        Claims {
+            iss: "https://id.example".to_owned(),
+            sub: Uuid::nil(),
+            aud: OWN_AUDIENCE.to_owned(),
+            exp: 1_000_300,
+            iat: 1_000_000,
+            jti: Uuid::nil(),
+            client_id: String::new(),
+            scope: "a b".to_owned(),
+            account: AccountClaims::SystemAccount {
+                credential_id: Uuid::nil(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_token_stands_only_as_long_as_everything_behind_it() {
+        let good = Standing {
+            account: Lifecycle::default(),
+            revoked: false,
+            proof_expire_time: Some(NOW.plus_s(10)),
+            not_before: Some(NOW.plus_s(-1)),
+        };
+        let bears = |standing: &Standing, now| standing.bears(&claims(), now);
+        assert!(bears(&good, NOW));
+        assert!(!bears(&good, NOW.plus_s(10)));
+        assert!(!bears(
+            &Standing {
+                revoked: true,
+                ..good.clone()
+            },
+            NOW
+        ));
+        assert!(!bears(
+            &Standing {
+                not_before: Some(NOW),
+                ..good.clone()
+            },
+            NOW
+        ));
+        let mut suspended = good;
+        suspended.account.suspend(String::new(), None);
+        assert!(!bears(&suspended, NOW));
+    }
+
+    #[test]
+    fn a_token_is_good_from_its_issue_until_its_end() {
+        let claims = claims();
+        let check = |issuer, now| claims.check(issuer, now);
+        assert_eq!(check("https://id.example", NOW), Ok(()));
+        assert_eq!(check("https://id.example", NOW.plus_s(299)), Ok(()));
+        assert_eq!(
+            check("https://id.example", NOW.plus_s(300)),
+            Err(Reason::TokenExpired)
+        );
+        assert_eq!(
+            check("https://id.example", NOW.plus_s(-6)),
+            Err(Reason::TokenInvalid)
+        );
+        assert_eq!(check("https://id.example/", NOW), Err(Reason::TokenInvalid));
+        assert_eq!(claims.scopes(), scopes("a b"));
+    }
+}

@@ -1,0 +1,379 @@
+//! The door: every RPC begins with [`Call::enter`], which says who calls, whether they may, and what
+//! time it is.
+//!
+//! Invariant: no call, no database. Only a `Call` gets a handle, only this file makes a `Call`; the
+//! two ways are `enter`, for requests, and `system`, for accountd's own work.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::hmac;
+use prost::Message;
+use serde::de::DeserializeOwned;
+use tonic::{Request, metadata::MetadataMap};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    domain::{
+        access::{self, Access, Caller, Policy, Principal},
+        error::{Error, Reason, Result},
+        event::{Actor, Event},
+        grant,
+        name::{self, AccountId, EventId, SystemAccountId, UserId},
+        page, secret,
+        time::Timestamp,
+        token::{Claims, OWN_AUDIENCE},
+    },
+    signing,
+    store::{
+        db::{Attempts, Db, Isolation, Read, Write},
+        grants,
+        requests::{self, Record},
+        tokens,
+    },
+};
+
+/// What the door needs to know of a request message; generated from the protos.
+pub trait Inbound: Message {
+    /// The name of the resource that the HTTP path of the RPC holds.
+    fn target(&self) -> &str;
+    fn request_id(&self) -> &str;
+    fn validate_only(&self) -> bool;
+}
+
+/// What a record for retries needs to know of an answer; generated from the protos.
+pub trait Answer: Message + Default + Clone {
+    /// Clears the fields that are shown once only.
+    fn withhold_secrets(&mut self);
+}
+
+impl Answer for () {
+    fn withhold_secrets(&mut self) {}
+}
+
+/// What the listener knows of a request before anybody has read it.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub policy: &'static Policy,
+    /// Where the call comes from, trusted proxies left out.
+    pub address: Option<IpAddr>,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// One call, from its first line to its answer.
+pub struct Call {
+    app: Arc<App>,
+    rpc: &'static str,
+    event: &'static str,
+    pub caller: Caller,
+    /// Why a token that came with a public call was not believed.
+    doubt: Option<Reason>,
+    actor: Actor,
+    /// Read once; every decision of this call is taken at this time.
+    pub now: Timestamp,
+    pub address: Option<IpAddr>,
+    pub user_agent: String,
+    pub deadline: Instant,
+    pub validate_only: bool,
+    request: Option<RequestId>,
+}
+
+struct RequestId {
+    key: requests::Key,
+    body_mac: Vec<u8>,
+}
+
+impl Call {
+    /// Admits a request or refuses it, looking at nothing but the token and the named target.
+    pub async fn enter<T: Inbound>(app: &Arc<App>, request: Request<T>) -> Result<(Self, T)> {
+        let (metadata, extensions, message) = request.into_parts();
+        // The layer puts it there; a request that came another way is not served.
+        let context: &Context = extensions
+            .get()
+            .ok_or_else(|| Error::internal("a call without context"))?;
+        let policy = context.policy;
+        let mut call = Self {
+            rpc: policy.rpc,
+            address: context.address,
+            user_agent: text(&metadata, "user-agent"),
+            deadline: context.deadline,
+            validate_only: message.validate_only(),
+            actor: Actor::Anonymous,
+            ..Self::system(app, policy.event)
+        };
+        match call.authenticate(&metadata).await {
+            Ok(caller) => call.caller = caller,
+            Err(Error::Unauthenticated(reason)) if policy.access == Access::Public => {
+                call.doubt = Some(reason);
+            }
+            Err(error) => return Err(error),
+        }
+        access::authorise(policy, &call.caller, message.target())?;
+        call.actor = call
+            .caller
+            .account()
+            .map_or(Actor::Anonymous, Actor::Account);
+        call.request = call.request_id(&message)?;
+        Ok((call, message))
+    }
+
+    /// accountd's own work, in its own name.
+    pub fn system(app: &Arc<App>, event: &'static str) -> Self {
+        Self {
+            app: Arc::clone(app),
+            rpc: "",
+            event,
+            caller: Caller::Anonymous,
+            doubt: None,
+            actor: Actor::Accountd,
+            now: app.clock.now(),
+            address: None,
+            user_agent: String::new(),
+            deadline: Instant::now() + Duration::from_mins(1),
+            validate_only: false,
+            request: None,
+        }
+    }
+
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    pub fn db(&self) -> &Db {
+        self.app.db(self)
+    }
+
+    /// For `mutate!`: rolled back in the end when the caller only wants to know.
+    pub fn attempts(&self, isolation: Isolation) -> Attempts<'_> {
+        Attempts::new(self.db(), isolation, self.validate_only)
+    }
+
+    pub fn new_uuid(&self) -> Uuid {
+        self.app.random.uuid(self.now)
+    }
+
+    /// Refuses unless the caller holds `scope`, one of the policy's `field_scope`s or `scope`s.
+    pub fn require(&self, scope: &str) -> Result<()> {
+        self.caller
+            .require(scope)
+            .map_err(|error| match (error, self.doubt) {
+                (Error::Unauthenticated(_), Some(doubt)) => Error::Unauthenticated(doubt),
+                (error, _) => error,
+            })
+    }
+
+    /// Nobody changes an account that holds what they do not. A person's own account is theirs; a
+    /// system account's token may be narrower than the account, so it is held to the rule.
+    pub async fn require_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {
+        if self.caller.account() == Some(target) && matches!(target, AccountId::User(_)) {
+            return Ok(());
+        }
+        let grants = grants::list_all(db, target).await?;
+        access::require_power_over(&self.caller, &grant::held_or_to_come(&grants, self.now))
+    }
+
+    /// The event of this RPC; to be told what it is about, and appended in the transaction.
+    pub fn event(&self) -> Event {
+        self.event_of(self.event)
+    }
+
+    /// An event that is not the RPC's own.
+    pub fn event_of(&self, kind: &str) -> Event {
+        let proof = self
+            .caller
+            .principal()
+            .map(|principal| principal.proof.name(principal.id));
+        Event {
+            rpc: self.rpc.trim_start_matches('/').to_owned(),
+            actor_proof: proof.unwrap_or_default(),
+            request_id: self.request.as_ref().map(|request| request.key.request_id),
+            address: self.address,
+            ..Event::new(EventId(self.new_uuid()), kind, self.actor, self.now)
+        }
+    }
+
+    /// The first answer, if this is a retry: for calls that check or use up something before their
+    /// transaction.
+    pub async fn first_answer<A: Answer>(&self) -> Result<Option<A>> {
+        match self.request {
+            None => Ok(None),
+            Some(_) => self.replay(&mut self.db().read().await?).await,
+        }
+    }
+
+    /// The first answer to this request, if it is a retry.
+    pub async fn replay<A: Answer>(&self, db: &mut Read) -> Result<Option<A>> {
+        let Some(RequestId { key, body_mac }) = &self.request else {
+            return Ok(None);
+        };
+        let Some(record) = requests::find(db, key).await? else {
+            return Ok(None);
+        };
+        if !secret::equal(&record.body_mac, body_mac) {
+            let text = "was used before with another request";
+            return Err(Error::invalid(Reason::RequestIdReused, "request_id", text));
+        }
+        A::decode(record.answer.as_slice())
+            .map(Some)
+            .map_err(Error::internal)
+    }
+
+    /// Remembers the answer for retries, without what is shown once only.
+    pub async fn record<A: Answer>(&self, tx: &mut Write, answer: &A) -> Result<()> {
+        let Some(RequestId { key, body_mac }) = &self.request else {
+            return Ok(());
+        };
+        let mut answer = answer.clone();
+        answer.withhold_secrets();
+        let record = Record {
+            body_mac: body_mac.clone(),
+            answer: answer.encode_to_vec(),
+        };
+        requests::insert(tx, key, record, self.now).await
+    }
+
+    /// What the page tokens of this call are good for: this caller, this RPC, this query.
+    pub fn page_context(&self, query: &[&str]) -> page::Context {
+        page::Context::new(self.rpc, self.caller.uuid(), query)
+    }
+
+    pub fn open_page<C: DeserializeOwned>(
+        &self,
+        context: &page::Context,
+        token: &str,
+    ) -> Result<Option<C>> {
+        context.open(&self.app.keys.page_tokens, token)
+    }
+
+    /// The user that a name stands for, `users/me` included.
+    pub fn user(&self, field: &str, name: &str) -> Result<UserId> {
+        match self.account(field, name) {
+            Ok(AccountId::User(id)) => Ok(id),
+            _ => Err(Error::field(field, "must be users/{uid}")),
+        }
+    }
+
+    /// The system account that a name stands for, `systemAccounts/me` included.
+    pub fn system_account(&self, field: &str, name: &str) -> Result<SystemAccountId> {
+        match self.account(field, name) {
+            Ok(AccountId::System(id)) => Ok(id),
+            _ => Err(Error::field(field, "must be systemAccounts/{uid}")),
+        }
+    }
+
+    /// The account that a name stands for.
+    pub fn account(&self, field: &str, name: &str) -> Result<AccountId> {
+        let own = self.caller.account();
+        let account = match (name, own) {
+            ("users/me", Some(id @ AccountId::User(_)))
+            | ("systemAccounts/me", Some(id @ AccountId::System(_))) => Some(id),
+            _ => AccountId::parse(name),
+        };
+        account.ok_or_else(|| Error::field(field, "must be users/{uid} or systemAccounts/{uid}"))
+    }
+
+    /// The account and the id in a name such as `users/{uid}/sessions/{id}`.
+    pub fn child(&self, field: &str, name: &str, collection: &str) -> Result<(AccountId, Uuid)> {
+        let expected = || Error::field(field, format!("must be users/{{uid}}/{collection}/{{id}}"));
+        let (parent, id) = name.rsplit_once('/').ok_or_else(expected)?;
+        let parent = parent
+            .strip_suffix(collection)
+            .and_then(|parent| parent.strip_suffix('/'))
+            .ok_or_else(expected)?;
+        let account = self.account(field, parent).map_err(|_| expected())?;
+        Ok((account, name::uuid(id).ok_or_else(expected)?))
+    }
+
+    /// What an access token says, if it is good now and everything behind it still stands.
+    pub async fn examine(&self, token: &str) -> Result<Claims> {
+        let app = self.app();
+        let verify = || app.keyring.load().verify(token, &app.issuer, self.now);
+        let claims = match verify() {
+            // Perhaps another process has made the key.
+            Err(Reason::TokenInvalid) if app.keyring.load().is_unknown(token) => {
+                signing::refresh_for_unknown(app, self.db()).await?;
+                verify()
+            }
+            verdict => verdict,
+        };
+        let claims = claims.map_err(Error::Unauthenticated)?;
+        let standing = tokens::standing(&mut self.db().read().await?, &claims).await?;
+        if standing.is_some_and(|standing| standing.bears(&claims, self.now)) {
+            return Ok(claims);
+        }
+        Err(Error::Unauthenticated(Reason::TokenRevoked))
+    }
+
+    /// Who calls: nobody without a token, with one the account it is for.
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller> {
+        let invalid = || Error::Unauthenticated(Reason::TokenInvalid);
+        let mut values = metadata.get_all("authorization").iter();
+        let Some(value) = values.next() else {
+            return Ok(Caller::Anonymous);
+        };
+        let text = value
+            .to_str()
+            .ok()
+            .filter(|_| values.next().is_none())
+            .ok_or_else(invalid)?;
+        let (scheme, token) = text.split_once(' ').ok_or_else(invalid)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(invalid());
+        }
+        let claims = self.examine(token.trim()).await?;
+        if claims.aud != OWN_AUDIENCE {
+            return Err(invalid());
+        }
+        Ok(Caller::Account(Principal::new(claims)))
+    }
+
+    fn request_id(&self, message: &impl Inbound) -> Result<Option<RequestId>> {
+        let text = message.request_id();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let request_id =
+            name::uuid(text).ok_or_else(|| Error::field("request_id", "must be a UUID"))?;
+        let key = requests::Key {
+            caller: self.caller.uuid(),
+            rpc: self.rpc,
+            request_id,
+        };
+        let body_mac = hmac::sign(&self.app.keys.request_bodies, &message.encode_to_vec());
+        Ok(Some(RequestId {
+            key,
+            body_mac: body_mac.as_ref().to_vec(),
+        }))
+    }
+}
+
+fn text(metadata: &MetadataMap, name: &str) -> String {
+    let value = metadata.get(name).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().to_owned()
+}
+
+/// Runs a mutation: as `transact!`, but a retry gets its first answer, the answer of a first attempt
+/// is recorded for retries, and `validate_only` rolls everything back.
+macro_rules! mutate {
+    ($call:expr, |$tx:ident| $body:block) => {
+        $crate::store::transact!(
+            $call.attempts($crate::store::db::Isolation::Serializable),
+            attempts | $tx | {
+                match $call.replay($tx).await? {
+                    Some(first) => first,
+                    None => {
+                        let answer = $body;
+                        $call.record($tx, &answer).await?;
+                        answer
+                    }
+                }
+            }
+        )
+    };
+}
+pub(super) use mutate;

@@ -1,0 +1,580 @@
+//! CredentialService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response};
+
+use super::{
+    Reply,
+    call::{Call, mutate},
+    convert, pb,
+    secrets::{self, Attempt, Proven, Whose},
+};
+use crate::{
+    app::App,
+    domain::{
+        access::Proof,
+        account::{self, State},
+        credential::{Credential, Edit, Kind, MAX_CLIENT_SECRETS, MAX_LABEL, WRITABLE},
+        error::{Error, Fields, Reason, Result},
+        identifier,
+        name::{AccountId, CredentialId, UserId},
+        network::{self, MAX_CIDRS},
+        page,
+        password::Password,
+        role,
+        secret::{self, Secret},
+        session::EndReason,
+        system_account::MAX_LIST,
+        text,
+        time::Timestamp,
+        user::User,
+    },
+    store::{
+        credentials::{self, Cursor, Kept},
+        db::{Read, Write},
+        events, password_resets,
+        sessions::{self, Which},
+        system_accounts,
+        users::{self, PasswordOwner},
+    },
+};
+
+pub(super) struct Credentials {
+    pub(super) app: Arc<App>,
+}
+
+#[tonic::async_trait]
+impl pb::credential_service_server::CredentialService for Credentials {
+    async fn create_credential(
+        &self,
+        request: Request<pb::CreateCredentialRequest>,
+    ) -> Reply<pb::CreateCredentialResponse> {
+        use pb::credential::Detail;
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
+        let parent = call.account("parent", &request.parent)?;
+        let mut input = request.credential.unwrap_or_default();
+        let response = match input.detail.take() {
+            Some(Detail::Password(password)) => {
+                create_password(&call, parent, &input, password.value).await?
+            }
+            Some(Detail::ClientSecret(_)) => create_client_secret(&call, parent, &input).await?,
+            None => {
+                let text = "must say which kind: `password` or `client_secret`";
+                return Err(Error::field("credential", text).into());
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn get_credential(
+        &self,
+        request: Request<pb::GetCredentialRequest>,
+    ) -> Reply<pb::Credential> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let (account, id) = call.child("name", &request.name, "credentials")?;
+        let credential = find(&mut call.db().read().await?, account, CredentialId(id)).await?;
+        Ok(Response::new(shown(&credential)))
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<pb::ListCredentialsRequest>,
+    ) -> Reply<pb::ListCredentialsResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let account = call.account("parent", &request.parent)?;
+        let limit = page::size(request.page_size)?;
+        let parent = account.to_string();
+        let context = call.page_context(&[&parent]);
+        let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
+        let mut db = call.db().read().await?;
+        state(&mut db, account).await?;
+        let rows = credentials::list(&mut db, account, after.as_ref(), limit + 1)
+            .await
+            .map_err(Error::from)?;
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
+        let credentials = rows.iter().map(shown).collect();
+        Ok(Response::new(pb::ListCredentialsResponse {
+            credentials,
+            next_page_token,
+        }))
+    }
+
+    async fn update_credential(
+        &self,
+        request: Request<pb::UpdateCredentialRequest>,
+    ) -> Reply<pb::Credential> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.credential.unwrap_or_default();
+        let (account, id) = call.child("credential.name", &input.name, "credentials")?;
+        let id = CredentialId(id);
+        let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
+            is_set(path, &input)
+        })?;
+        if paths.iter().any(|path| *path != "label") {
+            call.require("credentials.update")?;
+        }
+        let mut fields = Fields::new();
+        let edits = edits(&mut fields, &paths, &input, call.now);
+        fields.finish()?;
+        let credential = mutate!(call, |tx| {
+            let mut credential = find_for_change(tx, &call, account, id, &input.etag).await?;
+            for edit in edits.clone() {
+                credential.edit(edit)?;
+            }
+            credential.revision += 1;
+            credentials::update(tx, &credential).await?;
+            let event = call.event().about(credential.name(), Some(account));
+            events::append(tx, &event.changed(paths.iter().copied())).await?;
+            shown(&credential)
+        })?;
+        Ok(Response::new(credential))
+    }
+
+    async fn delete_credential(&self, request: Request<pb::DeleteCredentialRequest>) -> Reply<()> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let (account, id) = call.child("name", &request.name, "credentials")?;
+        let id = CredentialId(id);
+        mutate!(call, |tx| {
+            let credential = find_for_change(tx, &call, account, id, &request.etag).await?;
+            credentials::delete(tx, account, id).await?;
+            if let AccountId::User(user) = account {
+                let which = Which {
+                    credential: Some(id),
+                    except: None,
+                };
+                let reason = EndReason::CredentialDeleted;
+                sessions::end_all(tx, user, which, call.now, reason).await?;
+            }
+            let event = call.event().about(credential.name(), Some(account));
+            events::append(tx, &event.detail("kind", credential.kind.name())).await?;
+        })?;
+        Ok(Response::new(()))
+    }
+
+    async fn change_password(
+        &self,
+        request: Request<pb::ChangePasswordRequest>,
+    ) -> Reply<pb::ChangePasswordResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
+        let id = call.user("name", &request.name)?;
+        let mut db = call.db().read().await?;
+        let user = find_user(&mut db, id).await?;
+        let has_second_factor = credentials::has_second_factor(&mut db, id)
+            .await
+            .map_err(Error::from)?;
+        drop(db);
+        let mut fields = Fields::new();
+        let old = fields.take("old_password", Password::parse(request.old_password));
+        let new = request.new_password;
+        let new = secrets::new_password(
+            &call,
+            &mut fields,
+            "new_password",
+            new,
+            &user,
+            has_second_factor,
+        );
+        fields.finish()?;
+        let (Some(old), Some(new)) = (old, new) else {
+            return Err(Error::internal("checked above").into());
+        };
+        let attempt = Attempt {
+            whose: Whose::User(id),
+            password: old,
+            device_token: "",
+            address: call.address,
+            refusal_event: "credential.password_change_refused",
+        };
+        let Proven {
+            credential, hash, ..
+        } = secrets::password(&call, attempt).await?;
+        let hasher = &call.app().hasher;
+        let new = hasher.hash(hasher.admit(call.deadline)?, new).await?;
+        let except = match call.caller.principal().map(|principal| principal.proof) {
+            Some(Proof::Session(session)) => Some(session),
+            _ => None,
+        };
+        let response = mutate!(call, |tx| {
+            let password = find(tx, id.into(), credential).await?;
+            convert::require_etag(&request.etag, password.revision, password.name())?;
+            if !credentials::replace_password(tx, id, &hash, &new, Some(call.now)).await? {
+                // Changed by somebody else since it was proved.
+                return Err(Error::invalid_credentials());
+            }
+            password_resets::delete_all(tx, id).await?;
+            let ended_sessions = if request.keep_sessions {
+                0
+            } else {
+                let which = Which {
+                    credential: None,
+                    except,
+                };
+                sessions::end_all(tx, id, which, call.now, EndReason::PasswordChanged).await?
+            };
+            let event = call.event().about(password.name(), Some(id.into()));
+            events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
+            pb::ChangePasswordResponse { ended_sessions }
+        })?;
+        Ok(Response::new(response))
+    }
+
+    async fn create_password_reset(
+        &self,
+        request: Request<pb::CreatePasswordResetRequest>,
+    ) -> Reply<pb::CreatePasswordResetResponse> {
+        use pb::create_password_reset_request::{Account, Delivery};
+        let (call, request) = Call::enter(&self.app, request).await?;
+        match request.delivery() {
+            Delivery::Return => call.require("credentials.reset")?,
+            Delivery::Send => {
+                let text = "needs a message sender, and this version has none";
+                let name = "delivery SEND";
+                return Err(Error::precondition(Reason::DeliveryUnavailable, name, text).into());
+            }
+            Delivery::Unspecified => {
+                return Err(Error::field("delivery", "must be SEND or RETURN").into());
+            }
+        }
+        let code = Secret::new(
+            secret::Kind::PasswordReset,
+            &call.app().random.bytes::<32>(),
+        );
+        let lifetime_s = call.app().config.passwords.reset_lifetime_s;
+        let expire_time = call.now.plus_s(lifetime_s);
+        let response = mutate!(call, |tx| {
+            let user = match &request.account {
+                Some(Account::Name(name)) => find_user(tx, call.user("name", name)?).await?,
+                Some(Account::Identifier(typed)) => find_identified(tx, typed).await?,
+                None => return Err(Error::field("name", "or `identifier` is required")),
+            };
+            user.lifecycle
+                .require(&[State::Active], user.id, call.now)?;
+            call.require_power_over(tx, user.id.into()).await?;
+            password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;
+            events::append(tx, &call.event().about_account(user.id)).await?;
+            pb::CreatePasswordResetResponse {
+                code: code.text(),
+                expire_time: Some(convert::timestamp(expire_time)),
+            }
+        })?;
+        Ok(Response::new(without_secret_if_dry(&call, response)))
+    }
+
+    async fn reset_password(
+        &self,
+        request: Request<pb::ResetPasswordRequest>,
+    ) -> Reply<pb::ResetPasswordResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
+        let (digest, owner) = secrets::reset_code(&call, &request.code).await?;
+        let PasswordOwner { user, password } = owner;
+        let mut db = call.db().read().await?;
+        let has_second_factor = credentials::has_second_factor(&mut db, user.id)
+            .await
+            .map_err(Error::from)?;
+        drop(db);
+        let mut fields = Fields::new();
+        let new = request.new_password;
+        let new = secrets::new_password(
+            &call,
+            &mut fields,
+            "new_password",
+            new,
+            &user,
+            has_second_factor,
+        );
+        fields.finish()?;
+        let new = new.ok_or_else(|| Error::internal("checked above"))?;
+        let hasher = &call.app().hasher;
+        let new = hasher.hash(hasher.admit(call.deadline)?, new).await?;
+        let response = mutate!(call, |tx| {
+            let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
+            if redeemed != Some(user.id) || !is_active(tx, user.id, call.now).await? {
+                return Err(Error::Unauthenticated(Reason::InvalidCode));
+            }
+            match &password {
+                Some((_, old)) => {
+                    if !credentials::replace_password(tx, user.id, old, &new, Some(call.now))
+                        .await?
+                    {
+                        return Err(Error::Conflict);
+                    }
+                }
+                None => {
+                    let credential = secrets::password_credential(&call, user.id);
+                    credentials::insert(tx, &credential, Kept::Password(&new)).await?;
+                }
+            }
+            password_resets::delete_all(tx, user.id).await?;
+            let reason = EndReason::PasswordReset;
+            let ended_sessions =
+                sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;
+            let event = call.event().about_account(user.id);
+            events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
+            pb::ResetPasswordResponse { ended_sessions }
+        })?;
+        Ok(Response::new(response))
+    }
+}
+
+/// A person's first password, which only the person sets (ASVS 6.4.6).
+async fn create_password(
+    call: &Call,
+    parent: AccountId,
+    input: &pb::Credential,
+    typed: String,
+) -> Result<pb::CreateCredentialResponse> {
+    let AccountId::User(id) = parent else {
+        return Err(not_allowed(parent, Kind::Password));
+    };
+    if call.caller.account() != Some(parent) {
+        let scopes = Vec::new();
+        return Err(Error::Denied {
+            reason: Reason::ScopeMissing,
+            scopes,
+        });
+    }
+    let mut db = call.db().read().await?;
+    let user = find_user(&mut db, id).await?;
+    let has_second_factor = credentials::has_second_factor(&mut db, id).await?;
+    drop(db);
+    let mut fields = Fields::new();
+    let field = "credential.password.value";
+    let password = secrets::new_password(call, &mut fields, field, typed, &user, has_second_factor);
+    let edits = edits(&mut fields, &["label"], input, call.now);
+    refuse_limits(&mut fields, input);
+    fields.finish()?;
+    let password = password.ok_or_else(|| Error::internal("checked above"))?;
+    let hasher = &call.app().hasher;
+    let hash = hasher.hash(hasher.admit(call.deadline)?, password).await?;
+    let mut credential = secrets::password_credential(call, id);
+    for edit in edits {
+        credential.edit(edit)?;
+    }
+    mutate!(call, |tx| {
+        state(tx, parent)
+            .await?
+            .require(&[State::Active], parent, call.now)?;
+        credentials::insert(tx, &credential, Kept::Password(&hash)).await?;
+        let event = call.event().about(credential.name(), Some(parent));
+        events::append(tx, &event.detail("kind", credential.kind.name())).await?;
+        pb::CreateCredentialResponse {
+            credential: Some(shown(&credential)),
+            secret: String::new(),
+        }
+    })
+}
+
+async fn create_client_secret(
+    call: &Call,
+    parent: AccountId,
+    input: &pb::Credential,
+) -> Result<pb::CreateCredentialResponse> {
+    let AccountId::System(id) = parent else {
+        return Err(not_allowed(parent, Kind::ClientSecret));
+    };
+    let mut fields = Fields::new();
+    let edits = edits(&mut fields, &WRITABLE, input, call.now);
+    fields.finish()?;
+    let secret = Secret::new(secret::Kind::ClientSecret, &call.app().random.bytes::<32>());
+    let credential_id = CredentialId(call.new_uuid());
+    let mut credential = Credential::new(credential_id, parent, Kind::ClientSecret, call.now);
+    credential.hint = secret.hint();
+    for edit in edits {
+        credential.edit(edit)?;
+    }
+    let response = mutate!(call, |tx| {
+        let account = system_accounts::find(tx, id).await?;
+        let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
+        call.require_power_over(tx, parent).await?;
+        account
+            .lifecycle
+            .require(&[State::Active, State::Suspended], parent, call.now)?;
+        if !account.kind.allows_shared_secret() {
+            return Err(not_allowed(parent, Kind::ClientSecret));
+        }
+        if credentials::count(tx, parent, Kind::ClientSecret).await? >= MAX_CLIENT_SECRETS {
+            let text = format!("has {MAX_CLIENT_SECRETS} client secrets, which is the limit");
+            return Err(Error::precondition(
+                Reason::LimitReached,
+                parent.to_string(),
+                text,
+            ));
+        }
+        let mut credential = credential.clone();
+        if let Some(own) = own_credential(tx, call, parent).await? {
+            credential.confine(&own)?;
+        }
+        credentials::insert(tx, &credential, Kept::Digest(&secret.digest())).await?;
+        let event = call.event().about(credential.name(), Some(parent));
+        events::append(tx, &event.detail("kind", credential.kind.name())).await?;
+        pb::CreateCredentialResponse {
+            credential: Some(shown(&credential)),
+            secret: secret.text(),
+        }
+    })?;
+    Ok(without_secret_if_dry(call, response))
+}
+
+/// The credential with which an account that is its own caller has authenticated.
+async fn own_credential(
+    db: &mut Read,
+    call: &Call,
+    parent: AccountId,
+) -> Result<Option<Credential>> {
+    match call.caller.principal() {
+        Some(principal) if principal.id == parent => match principal.proof {
+            Proof::Credential(id) => Ok(Some(find(db, parent, id).await?)),
+            Proof::Session(_) => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+/// What was made only to be checked is not handed out.
+fn without_secret_if_dry<A: super::call::Answer>(call: &Call, mut answer: A) -> A {
+    if call.validate_only {
+        answer.withhold_secrets();
+    }
+    answer
+}
+
+fn not_allowed(account: AccountId, kind: Kind) -> Error {
+    let text = format!("cannot hold a {}", kind.name());
+    Error::precondition(Reason::CredentialKindNotAllowed, account.to_string(), text)
+}
+
+async fn find(db: &mut Read, account: AccountId, id: CredentialId) -> Result<Credential> {
+    let missing = || Error::not_found(account.child("credentials", id.0));
+    credentials::find(db, account, id)
+        .await?
+        .ok_or_else(missing)
+}
+
+/// The credential as it is, for a caller who may change it and knows its present state.
+async fn find_for_change(
+    tx: &mut Write,
+    call: &Call,
+    account: AccountId,
+    id: CredentialId,
+    etag: &str,
+) -> Result<Credential> {
+    let credential = find(tx, account, id).await?;
+    call.require_power_over(tx, account).await?;
+    convert::require_etag(etag, credential.revision, credential.name())?;
+    Ok(credential)
+}
+
+async fn find_user(db: &mut Read, id: UserId) -> Result<User> {
+    users::find(db, id)
+        .await?
+        .ok_or_else(|| Error::not_found(id.to_string()))
+}
+
+async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {
+    let key = identifier::key(typed).unwrap_or_default();
+    let user = users::find_by_identifier(db, users::IdentifierKind::Username, &key).await?;
+    user.ok_or_else(|| Error::not_found("the user looked up"))
+}
+
+async fn is_active(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
+    Ok(users::find(db, id)
+        .await?
+        .is_some_and(|user| user.lifecycle.may_act(now)))
+}
+
+/// The state of an account of either kind.
+async fn state(db: &mut Read, account: AccountId) -> Result<account::Lifecycle> {
+    let found = match account {
+        AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
+        AccountId::System(id) => system_accounts::find(db, id)
+            .await?
+            .map(|found| found.lifecycle),
+    };
+    found.ok_or_else(|| Error::not_found(account.to_string()))
+}
+
+fn is_set(path: &str, credential: &pb::Credential) -> bool {
+    match path {
+        "label" => !credential.label.is_empty(),
+        "expire_time" => credential.expire_time.is_some(),
+        "scope_ceiling" => !credential.scope_ceiling.is_empty(),
+        "allowed_cidrs" => !credential.allowed_cidrs.is_empty(),
+        _ => false,
+    }
+}
+
+/// The named fields of a message as edits; what is wrong with them goes to `fields`.
+fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Credential, now: Timestamp) -> Vec<Edit> {
+    let edit = |path: &str| -> Result<Edit, String> {
+        Ok(match path {
+            "label" => Edit::Label(text::line(&input.label, MAX_LABEL)?),
+            "expire_time" => {
+                let time = convert::parse_time(input.expire_time.as_ref())?;
+                Edit::ExpireTime(account::future(time, now)?)
+            }
+            "scope_ceiling" => Edit::ScopeCeiling(convert::list(
+                &input.scope_ceiling,
+                MAX_LIST,
+                role::parse_scope,
+            )?),
+            "allowed_cidrs" => Edit::AllowedCidrs(convert::list(
+                &input.allowed_cidrs,
+                MAX_CIDRS,
+                network::parse_cidr,
+            )?),
+            path => return Err(format!("has no field {path}")),
+        })
+    };
+    let name = |path: &str| format!("credential.{path}");
+    paths
+        .iter()
+        .filter_map(|path| fields.take(&name(path), edit(path)))
+        .collect()
+}
+
+/// A password has none of the limits of a client secret.
+fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
+    for path in WRITABLE
+        .iter()
+        .filter(|path| **path != "label" && is_set(path, input))
+    {
+        fields.refuse(&format!("credential.{path}"), "is for client secrets");
+    }
+}
+
+fn shown(credential: &Credential) -> pb::Credential {
+    use pb::credential::{ClientSecret, Detail, Password, State as PbState};
+    pb::Credential {
+        name: credential.name(),
+        etag: convert::etag(credential.revision),
+        state: PbState::Active.into(),
+        label: credential.label.clone(),
+        hint: credential.hint.clone(),
+        detail: Some(match credential.kind {
+            Kind::Password => Detail::Password(Password {
+                value: String::new(),
+                change_time: Some(convert::timestamp(credential.change_time)),
+            }),
+            Kind::ClientSecret => Detail::ClientSecret(ClientSecret {}),
+        }),
+        scope_ceiling: credential.scope_ceiling.clone(),
+        allowed_cidrs: credential
+            .allowed_cidrs
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        create_time: Some(convert::timestamp(credential.create_time)),
+        expire_time: convert::some_timestamp(credential.expire_time),
+        last_used_time: convert::some_timestamp(credential.last_used_time),
+    }
+}

@@ -1,0 +1,232 @@
+//! GrantService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response};
+
+use super::{
+    Reply,
+    call::{Call, mutate},
+    convert, pb,
+};
+use crate::{
+    app::App,
+    domain::{
+        access,
+        account::{self, State},
+        error::{Error, Fields, Reason, Result},
+        filter,
+        grant::{Grant, MAX_GRANTS, Permission},
+        name::{self, AccountId, GrantId},
+        page,
+    },
+    store::{
+        db::{Read, Write},
+        events,
+        grants::{self, Cursor, Query},
+        system_accounts, users,
+    },
+};
+
+pub(super) struct Grants {
+    pub(super) app: Arc<App>,
+}
+
+#[tonic::async_trait]
+impl pb::grant_service_server::GrantService for Grants {
+    async fn create_grant(&self, request: Request<pb::CreateGrantRequest>) -> Reply<pb::Grant> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.grant.unwrap_or_default();
+        let mut fields = Fields::new();
+        let principal = call.account("grant.principal", &input.principal);
+        let principal =
+            principal.map_err(|_| "must be users/{uid} or systemAccounts/{uid}".to_owned());
+        let principal = fields.take("grant.principal", principal);
+        let reason = fields.take("grant.reason", convert::reason(&input.reason));
+        let start = fields.take(
+            "grant.start_time",
+            convert::parse_time(input.start_time.as_ref()),
+        );
+        let end = convert::parse_time(input.expire_time.as_ref())
+            .and_then(|time| account::future(time, call.now));
+        let end = fields.take("grant.expire_time", end);
+        if input.permission.is_none() {
+            fields.refuse("grant.role", "or `scope` is required");
+        }
+        if let (Some(Some(start)), Some(Some(end))) = (start, end)
+            && start >= end
+        {
+            fields.refuse("grant.expire_time", "must be after `start_time`");
+        }
+        fields.finish()?;
+        let (Some(principal), Some(reason)) = (principal, reason) else {
+            return Err(Error::internal("checked above").into());
+        };
+        let permission = permission(input.permission.as_ref())?;
+        access::require_held(&call.caller, permission.scopes())?;
+        let grant = Grant {
+            id: GrantId(call.new_uuid()),
+            principal,
+            permission,
+            reason,
+            granted_by: call
+                .caller
+                .account()
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
+            create_time: call.now,
+            start_time: start.flatten(),
+            expire_time: end.flatten(),
+        };
+        let grant = mutate!(call, |tx| {
+            require_principal(tx, &call, principal).await?;
+            call.require_power_over(tx, principal).await?;
+            if grants::list_all(tx, principal).await?.len() >= MAX_GRANTS {
+                let text = format!("has {MAX_GRANTS} grants, which is the limit");
+                return Err(Error::precondition(
+                    Reason::LimitReached,
+                    principal.to_string(),
+                    text,
+                ));
+            }
+            grants::insert(tx, &grant).await?;
+            append_event(tx, &call, &grant).await?;
+            shown(&grant)
+        })?;
+        Ok(Response::new(grant))
+    }
+
+    async fn get_grant(&self, request: Request<pb::GetGrantRequest>) -> Reply<pb::Grant> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = grant_id(&request.name)?;
+        let grant = find(&mut call.db().read().await?, id).await?;
+        Ok(Response::new(shown(&grant)))
+    }
+
+    async fn list_grants(
+        &self,
+        request: Request<pb::ListGrantsRequest>,
+    ) -> Reply<pb::ListGrantsResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let limit = page::size(request.page_size)?;
+        let query = query(&request.filter)?;
+        let context = call.page_context(&[&request.filter]);
+        let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
+        let mut db = call.db().read().await?;
+        let rows = grants::list(&mut db, &query, after.as_ref(), limit + 1)
+            .await
+            .map_err(Error::from)?;
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
+        let grants = rows.iter().map(shown).collect();
+        Ok(Response::new(pb::ListGrantsResponse {
+            grants,
+            next_page_token,
+        }))
+    }
+
+    async fn delete_grant(&self, request: Request<pb::DeleteGrantRequest>) -> Reply<()> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = grant_id(&request.name)?;
+        mutate!(call, |tx| {
+            let grant = find(tx, id).await?;
+            convert::require_etag(&request.etag, REVISION, grant.name())?;
+            access::require_held(&call.caller, grant.permission.scopes())?;
+            call.require_power_over(tx, grant.principal).await?;
+            grants::delete(tx, id).await?;
+            append_event(tx, &call, &grant).await?;
+        })?;
+        Ok(Response::new(()))
+    }
+}
+
+/// A grant is made and taken back, never changed.
+const REVISION: i64 = 1;
+
+async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
+    let missing = || Error::not_found(format!("grants/{}", id.0));
+    grants::find(db, id).await?.ok_or_else(missing)
+}
+
+async fn append_event(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> {
+    let event = call.event().about(grant.name(), Some(grant.principal));
+    events::append(tx, &event.detail("permission", grant.permission.name())).await?;
+    Ok(())
+}
+
+/// Whoever is to hold a grant has to be there.
+async fn require_principal(db: &mut Read, call: &Call, principal: AccountId) -> Result<()> {
+    let found = match principal {
+        AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
+        AccountId::System(id) => system_accounts::find(db, id)
+            .await?
+            .map(|found| found.lifecycle),
+    };
+    let found = found.ok_or_else(|| Error::not_found(principal.to_string()))?;
+    found.require(&[State::Active, State::Suspended], principal, call.now)
+}
+
+fn permission(sent: Option<&pb::grant::Permission>) -> Result<Permission> {
+    use pb::grant::Permission as Sent;
+    let (name, collection) = match sent {
+        Some(Sent::Role(name)) => (name.as_str(), "roles/"),
+        Some(Sent::Scope(name)) => (name.as_str(), "scopes/"),
+        None => ("", ""),
+    };
+    let permission = Permission::parse(name).filter(|_| name.starts_with(collection));
+    permission.ok_or_else(|| Error::not_found(name))
+}
+
+fn grant_id(name: &str) -> Result<GrantId> {
+    let id = name.strip_prefix("grants/").and_then(name::uuid);
+    id.map(GrantId)
+        .ok_or_else(|| Error::field("name", "must be grants/{id}"))
+}
+
+fn shown(grant: &Grant) -> pb::Grant {
+    let name = grant.permission.name();
+    pb::Grant {
+        name: grant.name(),
+        etag: convert::etag(REVISION),
+        principal: grant.principal.to_string(),
+        permission: Some(match &grant.permission {
+            Permission::Role(_) => pb::grant::Permission::Role(name),
+            Permission::Scope(_) => pb::grant::Permission::Scope(name),
+        }),
+        reason: grant.reason.clone(),
+        granted_by: grant.granted_by.clone(),
+        create_time: Some(convert::timestamp(grant.create_time)),
+        start_time: convert::some_timestamp(grant.start_time),
+        expire_time: convert::some_timestamp(grant.expire_time),
+    }
+}
+
+/// Which grants a list is about.
+fn query(filter: &str) -> Result<Query> {
+    let offered = &[
+        ("principal", filter::EQUAL),
+        ("role", filter::EQUAL),
+        ("scope", filter::EQUAL),
+    ];
+    let mut query = Query::default();
+    for term in filter::parse(filter, offered)? {
+        let permission = Permission::parse(&term.value);
+        match (term.field, permission) {
+            ("principal", _) => {
+                let expected = "users/{uid} or systemAccounts/{uid}";
+                query.principal = Some(filter::value(
+                    &term,
+                    AccountId::parse(&term.value),
+                    expected,
+                )?);
+            }
+            ("role", Some(Permission::Role(role))) => query.role = Some(role),
+            ("scope", Some(Permission::Scope(scope))) => query.scope = Some(scope),
+            (field, _) => {
+                return Err(filter::refuse(format!(
+                    "expects the name of an existing {field}"
+                )));
+            }
+        }
+    }
+    Ok(query)
+}

@@ -1,0 +1,160 @@
+//! What surrounds every gRPC call, however it arrived.
+//!
+//! Each call runs to completion in a task of its own: a client that disconnects must not stop a
+//! transaction half way, nor free a hash lane that is still at work. A cap on calls in progress
+//! bounds what is left running.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::HeaderMap;
+use tokio::sync::Semaphore;
+use tonic::{Code, Status};
+use tracing::Instrument as _;
+
+use super::{call::Context, status};
+use crate::{
+    app::App,
+    domain::{access, error::Error, network},
+};
+
+/// The connection a request came in on.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub address: IpAddr,
+    /// Whether RPCs for administration are served here.
+    pub private: bool,
+}
+
+/// What the layer keeps between calls.
+pub struct Guard {
+    app: Arc<App>,
+    calls: Arc<Semaphore>,
+}
+
+impl Guard {
+    pub fn new(app: &Arc<App>) -> Arc<Self> {
+        let calls = Arc::new(Semaphore::new(app.config.limits.max_calls));
+        Arc::new(Self {
+            app: Arc::clone(app),
+            calls,
+        })
+    }
+}
+
+/// Runs one call: finds its policy, sets its deadline, spawns it, and sees that whatever is answered
+/// has a reason.
+pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let patience = patience(request.headers(), guard.app.config.request_timeout());
+    let peer: Option<Peer> = request.extensions().get().copied();
+    let path = request.uri().path().to_owned();
+    let policy = access::policy(&path);
+    if let Some(policy) = policy {
+        if policy.private && !peer.is_some_and(|peer| peer.private) {
+            return answer(&status::unknown(&path));
+        }
+        let context = Context {
+            policy,
+            address: peer.map(|peer| client(&guard.app, peer, request.headers())),
+            deadline: begin + patience,
+        };
+        request.extensions_mut().insert(context);
+    }
+    let Ok(permit) = Arc::clone(&guard.calls).try_acquire_owned() else {
+        return answer(&status::overloaded());
+    };
+    let name = policy.map_or("other", |policy| policy.rpc.trim_start_matches('/'));
+    let app = Arc::clone(&guard.app);
+    let span = tracing::info_span!(
+        "rpc",
+        name,
+        from = peer.map(|peer| peer.address.to_string())
+    );
+    let call = async move {
+        app.metrics.calls.inc();
+        let response = next.run(request).await;
+        app.metrics.calls.dec();
+        let head = status::of_head(response.headers());
+        let code = head.as_ref().map_or(Code::Ok, Status::code);
+        app.metrics
+            .rpc(name, status::code_name(code), begin.elapsed());
+        tracing::debug!(code = status::code_name(code), "answered");
+        drop(permit);
+        match head.as_ref().and_then(status::with_reason) {
+            Some(better) => answer(&better),
+            None => response,
+        }
+    };
+    match tokio::time::timeout(patience, tokio::spawn(call.instrument(span))).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => answer(&Status::from(Error::internal(panic))),
+        Err(_) => answer(&status::deadline()),
+    }
+}
+
+/// A status as a gRPC response.
+pub fn answer(status: &Status) -> Response {
+    status
+        .clone()
+        .into_http::<tonic::body::Body>()
+        .map(Body::new)
+}
+
+fn client(app: &App, peer: Peer, headers: &HeaderMap) -> IpAddr {
+    let forwarded = headers.get_all("x-forwarded-for").iter();
+    let forwarded: Vec<&str> = forwarded.filter_map(|value| value.to_str().ok()).collect();
+    network::canonical(network::client(peer.address, &forwarded, &app.proxies))
+}
+
+/// How long the caller waits: its own `grpc-timeout`, if that is shorter than ours.
+fn patience(headers: &HeaderMap, limit: Duration) -> Duration {
+    let asked = headers
+        .get("grpc-timeout")
+        .and_then(|value| parse_timeout(value.to_str().ok()?));
+    asked.map_or(limit, |asked| asked.min(limit))
+}
+
+/// At most eight digits and a unit, as the gRPC protocol says.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_says() {
+        assert_eq!(parse_timeout("300m"), Some(Duration::from_millis(300)));
+        assert_eq!(
+            parse_timeout("99999999H"),
+            Some(Duration::from_hours(99_999_999))
+        );
+        for bad in ["", "m", "+3S", "123456789S", "3", "3x", "3 S", "٣S"] {
+            assert_eq!(parse_timeout(bad), None, "{bad}");
+        }
+    }
+}

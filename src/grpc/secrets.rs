@@ -1,0 +1,369 @@
+//! Every secret that somebody presents is checked here, and nowhere else.
+//!
+//! Whatever the secret: attempts are charged, a wrong one is written to the log, and everything that
+//! can be wrong has one answer. Passwords are charged before they are looked at and refunded when
+//! right. Secrets with 256 bits of their own cannot be guessed: they are charged when wrong, which
+//! bounds what wrong ones may cost, and right ones are never held up by strangers.
+
+use std::net::IpAddr;
+
+use super::call::Call;
+use crate::{
+    domain::{
+        account::Lifecycle,
+        credential::{self, Credential},
+        error::{Error, Fields, Reason, Result},
+        event::Event,
+        identifier,
+        name::{AccountId, CredentialId, UserId},
+        network,
+        password::{Password, PasswordHash},
+        secret::{Digest, Kind, Secret},
+        session::{RefreshToken, Session},
+        system_account::SystemAccount,
+        throttle::{Counter, KnownDevice, Rule, Subject},
+        token,
+        user::User,
+    },
+    store::{
+        credentials,
+        db::{Attempts, Isolation, Write},
+        events, password_resets, sessions, throttles, transact,
+        users::{self, PasswordOwner},
+    },
+};
+
+/// A password somebody typed, and where.
+pub(super) struct Attempt<'a> {
+    pub(super) whose: Whose<'a>,
+    pub(super) password: Password,
+    /// The device token of an earlier sign-in; may be empty, and may be anybody's.
+    pub(super) device_token: &'a str,
+    /// The person's address. None when a frontend does not say: its own is everybody's, so then
+    /// attempts are counted by account alone.
+    pub(super) address: Option<IpAddr>,
+    /// The type of the event if it is wrong.
+    pub(super) refusal_event: &'a str,
+}
+
+/// Whose password it should be.
+#[derive(Clone, Copy)]
+pub(super) enum Whose<'a> {
+    Identifier(&'a str),
+    User(UserId),
+}
+
+/// A person who has just proved who they are.
+pub(super) struct Proven {
+    pub(super) user: User,
+    pub(super) credential: CredentialId,
+    /// The hash the password was compared with: the proof is good while that is the stored one.
+    pub(super) hash: PasswordHash,
+    /// A new hash to store, where the old one was made at another cost.
+    pub(super) rehash: Option<PasswordHash>,
+    /// The device, if this person has used it before.
+    pub(super) device: Option<KnownDevice>,
+}
+
+/// Checks a password. Unknown, wrong, without password, suspended: one answer, at one cost, the same
+/// statements run.
+pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
+    let (app, now) = (call.app(), call.now);
+    let owner = find_owner(call, attempt.whose).await?;
+    let account = owner.as_ref().map(|owner| AccountId::User(owner.user.id));
+    let device = account.and_then(|account| {
+        KnownDevice::parse(attempt.device_token, account, &app.keys.device_tokens, now)
+    });
+
+    let ticket = app.hasher.admit(call.deadline)?;
+    let charged = charge_attempt(call, &attempt, account, device).await?;
+    let stored = owner.as_ref().and_then(|owner| owner.password.as_ref());
+    let stored = stored.map(|(_, hash)| hash);
+    let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
+
+    let proven = owner.filter(|owner| matches && owner.user.lifecycle.may_act(now));
+    let Some(PasswordOwner {
+        user,
+        password: Some((credential, hash)),
+    }) = proven
+    else {
+        app.metrics.sign_in("refused");
+        let event = refusal(
+            call,
+            attempt.refusal_event,
+            account,
+            Reason::InvalidCredentials,
+        );
+        transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
+        return Err(Error::invalid_credentials());
+    };
+    app.metrics.sign_in("granted");
+    refund(call, &charged).await?;
+    let rehash = match hash
+        .is_outdated(app.hasher.cost())
+        .then(|| app.hasher.admit(call.deadline))
+    {
+        Some(Ok(ticket)) => Some(app.hasher.hash(ticket, password).await?),
+        // Up to date, or a server so busy that it leaves this for the next time.
+        None | Some(Err(_)) => None,
+    };
+    Ok(Proven {
+        user,
+        credential,
+        hash,
+        rehash,
+        device,
+    })
+}
+
+/// One query, whether or not there is anybody to be found.
+async fn find_owner(call: &Call, whose: Whose<'_>) -> Result<Option<PasswordOwner>> {
+    let mut db = call.db().read().await?;
+    Ok(match whose {
+        Whose::Identifier(typed) => {
+            let key = identifier::key(typed).unwrap_or_default();
+            users::find_for_sign_in(&mut db, &key).await?
+        }
+        Whose::User(id) => users::find_with_password(&mut db, id).await?,
+    })
+}
+
+/// The account and secret of a client, if the secret is good here and now.
+pub(super) async fn client_secret(
+    call: &Call,
+    client_id: &str,
+    secret: &str,
+) -> Result<(SystemAccount, Credential)> {
+    let id = token::client_id(client_id);
+    let found = match id.zip(Secret::parse(Kind::ClientSecret, secret)) {
+        None => None,
+        Some((id, secret)) => {
+            let mut db = call.db().read().await?;
+            credentials::find_client_secret(&mut db, id, &secret.digest()).await?
+        }
+    };
+    let good = found.filter(|(account, credential)| {
+        account.lifecycle.may_act(call.now)
+            && credential.is_live(call.now)
+            && network::allows(&account.limits.allowed_cidrs, call.address)
+            && network::allows(&credential.allowed_cidrs, call.address)
+    });
+    match good {
+        Some(good) => Ok(good),
+        None => {
+            let account = id.map(AccountId::System);
+            Err(refuse(call, "token.refused", account, Reason::InvalidCredentials).await?)
+        }
+    }
+}
+
+/// The session that a refresh token belongs to, and the state of its user. Whether it is the live
+/// token is for the caller to judge; that the session had it once is certain.
+pub(super) async fn refresh_token(
+    call: &Call,
+    text: &str,
+) -> Result<(RefreshToken, Session, Lifecycle)> {
+    if let Some(token) = RefreshToken::parse(text) {
+        let mut db = call.db().read().await?;
+        let found = sessions::find_with_user(&mut db, token.user, token.session).await?;
+        let key = &call.app().keys.refresh_tokens;
+        if let Some((session, user)) = found
+            && token.is_genuine(key, &session.family.seed)
+        {
+            return Ok((token, session, user));
+        }
+    }
+    Err(refuse(
+        call,
+        "session.refresh_refused",
+        None,
+        Reason::InvalidRefreshToken,
+    )
+    .await?)
+}
+
+/// Whose password a one-time code sets, without using it up.
+pub(super) async fn reset_code(call: &Call, text: &str) -> Result<(Digest, PasswordOwner)> {
+    if let Some(code) = Secret::parse(Kind::PasswordReset, text) {
+        let mut db = call.db().read().await?;
+        let digest = code.digest();
+        if let Some(id) = password_resets::find(&mut db, &digest, call.now).await? {
+            let owner = users::find_with_password(&mut db, id).await?;
+            if let Some(owner) = owner.filter(|owner| owner.user.lifecycle.may_act(call.now)) {
+                return Ok((digest, owner));
+            }
+        }
+    }
+    Err(refuse(
+        call,
+        "credential.password_reset_refused",
+        None,
+        Reason::InvalidCode,
+    )
+    .await?)
+}
+
+/// A new password that will do for this user, ready to be hashed.
+pub(super) fn new_password(
+    call: &Call,
+    fields: &mut Fields,
+    field: &str,
+    typed: String,
+    user: &User,
+    has_second_factor: bool,
+) -> Option<Password> {
+    let rules = &call.app().config.passwords;
+    let min_length = if has_second_factor {
+        rules.min_length_with_second_factor
+    } else {
+        rules.min_length
+    };
+    let password = fields.take(field, Password::parse(typed))?;
+    match password.check(min_length, &user.profile.own_words()) {
+        Ok(()) => Some(password),
+        Err(text) => {
+            fields.refuse_as(Reason::PasswordRefused, field, text);
+            None
+        }
+    }
+}
+
+/// The credential that a user's new password is.
+pub(super) fn password_credential(call: &Call, user: UserId) -> Credential {
+    let id = CredentialId(call.new_uuid());
+    Credential::new(id, user.into(), credential::Kind::Password, call.now)
+}
+
+/// What one attempt is counted for, by which rule.
+type Charge = (Subject, Rule);
+
+/// Charges a known device if it is one, so that nobody else's failures matter to it; otherwise, or
+/// when the device has used up its credit, the account and the network.
+async fn charge_attempt(
+    call: &Call,
+    attempt: &Attempt<'_>,
+    account: Option<AccountId>,
+    device: Option<KnownDevice>,
+) -> Result<Vec<Charge>> {
+    let config = &call.app().config;
+    if let Some(device) = device {
+        let charges = vec![(Subject::Device(device.id), config.account_throttle())];
+        match charge(call, &charges).await {
+            Err(Error::Exhausted { .. }) => {}
+            outcome => return outcome.map(|()| charges),
+        }
+    }
+    let subject = match (account, attempt.whose) {
+        (Some(account), _) => Subject::Account(account),
+        (None, Whose::Identifier(typed)) => {
+            Subject::Unknown(identifier::key(typed).unwrap_or_else(|| typed.to_owned()))
+        }
+        (None, Whose::User(id)) => Subject::Account(id.into()),
+    };
+    let mut charges = vec![(subject, config.account_throttle())];
+    charges.extend(network_charge(call, attempt.address));
+    charge(call, &charges).await?;
+    Ok(charges)
+}
+
+fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
+    let rule = call.app().config.network_throttle();
+    address.map(|address| (Subject::Network(network::source(address)), rule))
+}
+
+/// Counts one attempt for each subject, or for none of them if one has to wait.
+async fn charge(call: &Call, charges: &[Charge]) -> Result<()> {
+    let outcome = transact!(
+        attempts(call),
+        attempts | tx | { charge_in(tx, call, charges).await? }
+    );
+    if matches!(outcome, Err(Error::Exhausted { .. })) {
+        call.app().metrics.throttled.inc();
+    }
+    outcome
+}
+
+async fn charge_in(tx: &mut Write, call: &Call, charges: &[Charge]) -> Result<()> {
+    for (key, _, rule) in keyed(call, charges) {
+        let counter = throttles::lock(tx, &key).await?;
+        let counter = rule
+            .charge(counter, call.now)
+            .map_err(|retry_after| Error::Exhausted {
+                reason: Reason::Throttled,
+                retry_after,
+            })?;
+        throttles::update(tx, &key, counter).await?;
+    }
+    Ok(())
+}
+
+/// After a right secret: the network gets back this one charge, account and device start anew.
+async fn refund(call: &Call, charges: &[Charge]) -> Result<()> {
+    transact!(
+        attempts(call),
+        attempts | tx | {
+            for (key, subject, rule) in keyed(call, charges) {
+                let counter = match subject {
+                    Subject::Network(_) => rule.refund(throttles::lock(tx, &key).await?),
+                    _ => Counter::NONE,
+                };
+                throttles::update(tx, &key, counter).await?;
+            }
+        }
+    )
+}
+
+/// The counters in one order, so that two attempts never wait for each other in a circle.
+fn keyed<'a>(call: &Call, charges: &'a [Charge]) -> Vec<(Vec<u8>, &'a Subject, &'a Rule)> {
+    let key = &call.app().keys.throttle_keys;
+    let mut keyed: Vec<_> = charges
+        .iter()
+        .map(|(subject, rule)| (subject.key(key), subject, rule))
+        .collect();
+    keyed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    keyed
+}
+
+/// Counters are hot rows, locked by the first statement about each; and they count even when the
+/// rest of the call only wants to know.
+fn attempts(call: &Call) -> Attempts<'_> {
+    Attempts::new(call.db(), Isolation::ReadCommitted, false)
+}
+
+/// For a secret that cannot be guessed and is wrong: counts it for the network, writes it down, and
+/// gives the error to answer with. A network that has sent too many costs nothing more.
+async fn refuse(
+    call: &Call,
+    event: &str,
+    account: Option<AccountId>,
+    reason: Reason,
+) -> Result<Error> {
+    let charges: Vec<Charge> = network_charge(call, call.address).into_iter().collect();
+    let event = refusal(call, event, account, reason);
+    let outcome = transact!(
+        attempts(call),
+        attempts | tx | {
+            charge_in(tx, call, &charges).await?;
+            events::append(tx, &event).await?;
+        }
+    );
+    match outcome {
+        Ok(()) => Ok(Error::Unauthenticated(reason)),
+        Err(throttled @ Error::Exhausted { .. }) => {
+            call.app().metrics.throttled.inc();
+            Ok(throttled)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn refusal(call: &Call, kind: &str, account: Option<AccountId>, reason: Reason) -> Event {
+    let event = Event {
+        refusal: Some(reason),
+        ..call.event_of(kind)
+    };
+    match account {
+        Some(account) => event.about_account(account),
+        None => event,
+    }
+}

@@ -1,0 +1,218 @@
+//! TokenService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response};
+
+use super::{
+    Reply,
+    call::{Call, mutate},
+    convert,
+    mint::{self, Bearer, Wish},
+    pb, secrets,
+};
+use crate::{
+    app::App,
+    domain::{
+        credential,
+        error::{Error, Result},
+        name::AccountId,
+        secret::Kind,
+        session::{EndReason, Judgement},
+        time::Timestamp,
+        token::{AccountClaims, Claims, MAX_TOKEN_BYTES},
+    },
+    store::{
+        credentials,
+        db::{Attempts, Isolation},
+        events, sessions, system_accounts, tokens, transact,
+    },
+};
+
+pub(super) struct Tokens {
+    pub(super) app: Arc<App>,
+}
+
+#[tonic::async_trait]
+impl pb::token_service_server::TokenService for Tokens {
+    async fn issue_token(&self, request: Request<pb::IssueTokenRequest>) -> Reply<pb::TokenSet> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let wish = Wish::parse(&request.audience, &request.scopes)?;
+        let (account, credential) =
+            secrets::client_secret(&call, &request.client_id, &request.client_secret).await?;
+        if !account.may_ask_for(&wish.audience) {
+            let text = "is not one that this account may ask tokens for";
+            return Err(Error::field("audience", text).into());
+        }
+        if credential::use_is_news(credential.last_used_time, call.now) {
+            let attempts = Attempts::new(call.db(), Isolation::ReadCommitted, false);
+            transact!(
+                attempts,
+                attempts | tx | {
+                    credentials::used(tx, account.id.into(), credential.id, call.now).await?;
+                    system_accounts::used(tx, account.id, call.now).await?;
+                }
+            )?;
+        }
+        let held = mint::held(&call, account.id.into(), &wish.audience).await?;
+        let bearer = Bearer {
+            account: account.id.into(),
+            claims: AccountClaims::SystemAccount {
+                credential_id: credential.id.0,
+            },
+            client_id: account.id.0.to_string(),
+            ceilings: &[&account.limits.scope_ceiling, &credential.scope_ceiling],
+            ends: vec![account.lifecycle.expire_time, credential.expire_time],
+            not_before: account.tokens_not_before,
+        };
+        Ok(Response::new(mint::token(&call, &wish, &held, bearer)?))
+    }
+
+    async fn introspect_token(
+        &self,
+        request: Request<pb::IntrospectTokenRequest>,
+    ) -> Reply<pb::IntrospectTokenResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        require_token(&request.token)?;
+        let response = if is_refresh_token(&request.token) {
+            introspect_refresh_token(&call, &request.token).await?
+        } else {
+            match call.examine(&request.token).await {
+                Ok(claims) => introspected(&claims),
+                Err(Error::Unauthenticated(_)) => pb::IntrospectTokenResponse::default(),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<pb::RevokeTokenRequest>,
+    ) -> Reply<pb::RevokeTokenResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        require_token(&request.token)?;
+        if is_refresh_token(&request.token) {
+            if let Some(session) = known_session(&call, &request.token).await? {
+                mutate!(call, |tx| {
+                    let (user, id) = (session.user, session.id);
+                    if sessions::end(tx, user, id, call.now, EndReason::SignedOut).await? {
+                        let event = call.event().about(session.name(), Some(user.into()));
+                        events::append(tx, &event).await?;
+                    }
+                    pb::RevokeTokenResponse {}
+                })?;
+            }
+        } else {
+            match call.examine(&request.token).await {
+                Ok(claims) => {
+                    let account = claims.account_id();
+                    mutate!(call, |tx| {
+                        tokens::revoke(tx, &claims).await?;
+                        let event = call
+                            .event()
+                            .about_account(account)
+                            .detail("jti", claims.jti);
+                        events::append(tx, &event).await?;
+                        pb::RevokeTokenResponse {}
+                    })?;
+                }
+                // It is worth nothing already.
+                Err(Error::Unauthenticated(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Response::new(pb::RevokeTokenResponse {}))
+    }
+}
+
+fn require_token(token: &str) -> Result<()> {
+    if (1..=MAX_TOKEN_BYTES).contains(&token.len()) {
+        return Ok(());
+    }
+    Err(Error::field(
+        "token",
+        format!("must have 1 to {MAX_TOKEN_BYTES} bytes"),
+    ))
+}
+
+fn is_refresh_token(token: &str) -> bool {
+    token.starts_with(Kind::RefreshToken.prefix()) && !token.contains('.')
+}
+
+/// The session that a refresh token belongs to, if it is genuine.
+async fn known_session(
+    call: &Call,
+    token: &str,
+) -> Result<Option<crate::domain::session::Session>> {
+    match secrets::refresh_token(call, token).await {
+        Ok((_, session, _)) => Ok(Some(session)),
+        Err(Error::Unauthenticated(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
+    let account = claims.account_id();
+    let time = |seconds| Some(convert::timestamp(Timestamp::from_seconds(seconds)));
+    let response = pb::IntrospectTokenResponse {
+        active: true,
+        token_type: "access_token".to_owned(),
+        account: account.to_string(),
+        sub: claims.sub.to_string(),
+        iss: claims.iss.clone(),
+        aud: claims.aud.clone(),
+        client_id: claims.client_id.clone(),
+        jti: claims.jti.to_string(),
+        scopes: claims.scopes(),
+        issue_time: time(claims.iat),
+        expire_time: time(claims.exp),
+        ..pb::IntrospectTokenResponse::default()
+    };
+    match &claims.account {
+        AccountClaims::User {
+            sid,
+            auth_time,
+            acr,
+            amr,
+        } => pb::IntrospectTokenResponse {
+            session: account.child("sessions", *sid),
+            auth_time: time(*auth_time),
+            acr: acr.clone(),
+            amr: amr.clone(),
+            ..response
+        },
+        AccountClaims::SystemAccount { credential_id } => pb::IntrospectTokenResponse {
+            credential: account.child("credentials", *credential_id),
+            ..response
+        },
+    }
+}
+
+/// A refresh token is active while presenting it would yield the next one.
+async fn introspect_refresh_token(call: &Call, token: &str) -> Result<pb::IntrospectTokenResponse> {
+    let (token, session, user) = match secrets::refresh_token(call, token).await {
+        Ok(found) => found,
+        Err(Error::Unauthenticated(_)) => return Ok(pb::IntrospectTokenResponse::default()),
+        Err(error) => return Err(error),
+    };
+    let is_live = session.judge(token.generation, call.now, 0) == Judgement::Rotate;
+    if !is_live || !user.may_act(call.now) {
+        return Ok(pb::IntrospectTokenResponse::default());
+    }
+    let account = AccountId::User(session.user);
+    Ok(pb::IntrospectTokenResponse {
+        active: true,
+        token_type: "refresh_token".to_owned(),
+        account: account.to_string(),
+        sub: session.user.0.to_string(),
+        iss: call.app().issuer.clone(),
+        issue_time: Some(convert::timestamp(session.family.rotate_time)),
+        expire_time: Some(convert::timestamp(session.end_time())),
+        session: session.name(),
+        auth_time: Some(convert::timestamp(session.auth_time)),
+        acr: session.acr,
+        amr: session.amr,
+        ..pb::IntrospectTokenResponse::default()
+    })
+}

@@ -1,0 +1,534 @@
+//! UserService.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tonic::{Request, Response};
+
+use super::{
+    Reply,
+    call::{Call, mutate},
+    convert, pb, secrets,
+};
+use crate::{
+    app::App,
+    domain::{
+        account::{self, State},
+        error::{Error, Fields, Result},
+        filter::{self, Operator, Term},
+        identifier::{self, Username},
+        name::{self, UserId},
+        page,
+        session::EndReason,
+        text,
+        time::Timestamp,
+        user::{Edit, MAX_EXTERNAL_IDS, MAX_NAME, User, WRITABLE},
+    },
+    store::{
+        credentials::{self, Kept},
+        db::{Read, Write},
+        events, sessions,
+        users::{self, Cursor, IdentifierKind, Order, Query},
+    },
+};
+
+/// Most users in one BatchGetUsers.
+const MAX_BATCH: usize = 100;
+
+pub(super) struct Users {
+    pub(super) app: Arc<App>,
+}
+
+#[tonic::async_trait]
+impl pb::user_service_server::UserService for Users {
+    async fn create_user(&self, request: Request<pb::CreateUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
+        let input = request.user.unwrap_or_default();
+        let mut fields = Fields::new();
+        let id = fields
+            .take("user_id", new_id(&call, &request.user_id))
+            .unwrap_or_else(|| call.new_uuid());
+        let mut user = User::new(UserId(id), call.now);
+        let given: Vec<&str> = writable()
+            .into_iter()
+            .filter(|path| is_set(path, &input))
+            .collect();
+        for edit in edits(&mut fields, &given, &input, call.now) {
+            user.edit(edit);
+        }
+        let has_password = !request.password.is_empty();
+        let password = if has_password {
+            secrets::new_password(
+                &call,
+                &mut fields,
+                "password",
+                request.password,
+                &user,
+                false,
+            )
+        } else {
+            None
+        };
+        require_to_create(&call, &given, &request.user_id, has_password)?;
+        fields.finish()?;
+        let hash = match password {
+            Some(password) => {
+                let hasher = &call.app().hasher;
+                Some(hasher.hash(hasher.admit(call.deadline)?, password).await?)
+            }
+            None => None,
+        };
+        let user = mutate!(call, |tx| {
+            users::insert(tx, &user).await?;
+            if let Some(hash) = &hash {
+                let credential = secrets::password_credential(&call, user.id);
+                credentials::insert(tx, &credential, Kept::Password(hash)).await?;
+            }
+            let event = call
+                .event()
+                .about_account(user.id)
+                .changed(given.iter().copied());
+            events::append(tx, &event).await?;
+            shown(&user, &call)
+        })?;
+        Ok(Response::new(user))
+    }
+
+    async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.user("name", &request.name)?;
+        let user = find(&mut call.db().read().await?, id).await?;
+        Ok(Response::new(shown(&user, &call)))
+    }
+
+    async fn batch_get_users(
+        &self,
+        request: Request<pb::BatchGetUsersRequest>,
+    ) -> Reply<pb::BatchGetUsersResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if !(1..=MAX_BATCH).contains(&request.names.len()) {
+            let text = format!("must have 1 to {MAX_BATCH} entries");
+            return Err(Error::field("names", text).into());
+        }
+        let ids: Vec<UserId> = request
+            .names
+            .iter()
+            .map(|name| call.user("names", name))
+            .collect::<Result<_>>()?;
+        let mut found = BTreeMap::new();
+        let mut db = call.db().read().await?;
+        for ids in ids.chunks(users::FIND_ALL) {
+            for user in users::find_all(&mut db, ids).await.map_err(Error::from)? {
+                found.insert(user.id, shown(&user, &call));
+            }
+        }
+        let user = |id: &UserId| {
+            found
+                .get(id)
+                .cloned()
+                .ok_or_else(|| Error::not_found(id.to_string()))
+        };
+        let users = ids.iter().map(user).collect::<Result<_>>()?;
+        Ok(Response::new(pb::BatchGetUsersResponse { users }))
+    }
+
+    async fn lookup_user(&self, request: Request<pb::LookupUserRequest>) -> Reply<pb::User> {
+        use pb::lookup_user_request::Key;
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let (kind, key) = match request.key {
+            Some(Key::Identifier(typed)) => {
+                // What cannot be anybody's identifier is nobody's.
+                (
+                    IdentifierKind::Username,
+                    identifier::key(&typed).unwrap_or_default(),
+                )
+            }
+            Some(Key::ExternalId(pair)) => {
+                let mut fields = Fields::new();
+                fields.take(
+                    "external_id.source",
+                    identifier::external_source(&pair.source),
+                );
+                fields.take("external_id.id", identifier::external_id(&pair.id));
+                fields.finish()?;
+                (
+                    IdentifierKind::ExternalId,
+                    identifier::external_key(&pair.source, &pair.id),
+                )
+            }
+            None => {
+                return Err(Error::field("identifier", "or `external_id` is required").into());
+            }
+        };
+        let mut db = call.db().read().await?;
+        let user = users::find_by_identifier(&mut db, kind, &key)
+            .await
+            .map_err(Error::from)?;
+        let user = user.ok_or_else(|| Error::not_found("the user looked up"))?;
+        Ok(Response::new(shown(&user, &call)))
+    }
+
+    async fn list_users(
+        &self,
+        request: Request<pb::ListUsersRequest>,
+    ) -> Reply<pb::ListUsersResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let pb::ListUsersRequest {
+            page_size,
+            page_token,
+            filter,
+            order_by,
+            show_deleted,
+        } = request;
+        let limit = page::size(page_size)?;
+        let query = query(&filter, &order_by, show_deleted)?;
+        let flag = show_deleted.to_string();
+        let context = call.page_context(&[&filter, &order_by, &flag]);
+        let after: Option<Cursor> = call.open_page(&context, &page_token)?;
+        let mut db = call.db().read().await?;
+        let rows = users::list(&mut db, &query, after.as_ref(), limit + 1)
+            .await
+            .map_err(Error::from)?;
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
+        let users = rows.iter().map(|user| shown(user, &call)).collect();
+        Ok(Response::new(pb::ListUsersResponse {
+            users,
+            next_page_token,
+        }))
+    }
+
+    async fn update_user(&self, request: Request<pb::UpdateUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.user.unwrap_or_default();
+        let id = call.user("user.name", &input.name)?;
+        let paths = convert::masked(request.update_mask.as_ref(), &writable(), |path| {
+            is_set(path, &input)
+        })?;
+        if paths.iter().any(|path| !is_own(path)) {
+            call.require("users.update")?;
+        }
+        let mut fields = Fields::new();
+        let edits = edits(&mut fields, &paths, &input, call.now);
+        fields.finish()?;
+        let user = mutate!(call, |tx| {
+            let mut user = find_for_change(tx, &call, id, &input.etag).await?;
+            user.lifecycle
+                .require(&[State::Active, State::Suspended], id, call.now)?;
+            for edit in edits.clone() {
+                user.edit(edit);
+            }
+            user.touch(call.now);
+            users::update(tx, &user).await?;
+            if paths
+                .iter()
+                .any(|path| ["username", "external_ids"].contains(path))
+            {
+                users::replace_identifiers(tx, &user).await?;
+            }
+            let event = call
+                .event()
+                .about_account(id)
+                .changed(paths.iter().copied());
+            events::append(tx, &event).await?;
+            shown(&user, &call)
+        })?;
+        Ok(Response::new(user))
+    }
+
+    async fn suspend_user(&self, request: Request<pb::SuspendUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.user("name", &request.name)?;
+        let mut fields = Fields::new();
+        let reason = fields
+            .take("reason", convert::reason(&request.reason))
+            .unwrap_or_default();
+        let until_time = convert::parse_time(request.until_time.as_ref())
+            .and_then(|time| account::future(time, call.now));
+        let until_time = fields.take("until_time", until_time).flatten();
+        fields.finish()?;
+        let user = mutate!(call, |tx| {
+            let mut user = find_for_change(tx, &call, id, &request.etag).await?;
+            user.lifecycle
+                .require(&[State::Active, State::Suspended], id, call.now)?;
+            user.lifecycle.suspend(reason.clone(), until_time);
+            let event = call.event().about_account(id);
+            store_state(
+                tx,
+                &call,
+                &mut user,
+                event,
+                Some(EndReason::AccountSuspended),
+            )
+            .await?
+        })?;
+        Ok(Response::new(user))
+    }
+
+    async fn resume_user(&self, request: Request<pb::ResumeUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.user("name", &request.name)?;
+        let user = mutate!(call, |tx| {
+            let mut user = find_for_change(tx, &call, id, &request.etag).await?;
+            user.lifecycle.require(&[State::Suspended], id, call.now)?;
+            user.lifecycle.resume();
+            let event = call.event().about_account(id);
+            store_state(tx, &call, &mut user, event, None).await?
+        })?;
+        Ok(Response::new(user))
+    }
+
+    async fn delete_user(&self, request: Request<pb::DeleteUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.user("name", &request.name)?;
+        let retention_s = call.app().config.retention.deleted_accounts_s;
+        let user = mutate!(call, |tx| {
+            let mut user = find_for_change(tx, &call, id, &request.etag).await?;
+            user.lifecycle
+                .require(&[State::Active, State::Suspended], id, call.now)?;
+            user.lifecycle.delete(call.now, retention_s);
+            let event = call.event().about_account(id);
+            store_state(tx, &call, &mut user, event, Some(EndReason::AccountDeleted)).await?
+        })?;
+        Ok(Response::new(user))
+    }
+
+    async fn undelete_user(&self, request: Request<pb::UndeleteUserRequest>) -> Reply<pb::User> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.user("name", &request.name)?;
+        let user = mutate!(call, |tx| {
+            let mut user = find_for_change(tx, &call, id, &request.etag).await?;
+            user.lifecycle.require(&[State::Deleted], id, call.now)?;
+            user.lifecycle.undelete();
+            let event = call.event().about_account(id);
+            store_state(tx, &call, &mut user, event, None).await?
+        })?;
+        Ok(Response::new(user))
+    }
+}
+
+async fn find(db: &mut Read, id: UserId) -> Result<User> {
+    users::find(db, id)
+        .await?
+        .ok_or_else(|| Error::not_found(id.to_string()))
+}
+
+/// The user as it is, for a caller who may change it and knows its present state.
+async fn find_for_change(tx: &mut Write, call: &Call, id: UserId, etag: &str) -> Result<User> {
+    let user = find(tx, id).await?;
+    call.require_power_over(tx, id.into()).await?;
+    convert::require_etag(etag, user.revision, id)?;
+    Ok(user)
+}
+
+/// Stores a change of state with its event, and ends the sessions if that is what it means.
+async fn store_state(
+    tx: &mut Write,
+    call: &Call,
+    user: &mut User,
+    event: crate::domain::event::Event,
+    end: Option<EndReason>,
+) -> Result<pb::User> {
+    user.touch(call.now);
+    users::update(tx, user).await?;
+    if let Some(reason) = end {
+        sessions::end_all(tx, user.id, sessions::Which::default(), call.now, reason).await?;
+    }
+    events::append(tx, &event).await?;
+    Ok(shown(user, call))
+}
+
+/// Registering frontends set what people may set themselves and a username; operators the rest.
+/// Only the former bring a password, since only they act for the person.
+fn require_to_create(call: &Call, given: &[&str], user_id: &str, password: bool) -> Result<()> {
+    if password {
+        call.require("users.register")?;
+    }
+    let registers_only =
+        user_id.is_empty() && given.iter().all(|path| is_own(path) || *path == "username");
+    if registers_only {
+        Ok(())
+    } else {
+        call.require("users.create")
+    }
+}
+
+fn new_id(call: &Call, text: &str) -> Result<uuid::Uuid, String> {
+    if text.is_empty() {
+        return Ok(call.new_uuid());
+    }
+    name::uuid(text).ok_or_else(|| "must be a UUID in lower case".to_owned())
+}
+
+fn writable() -> [&'static str; WRITABLE.len()] {
+    WRITABLE.map(|(path, _)| path)
+}
+
+/// Whether users may change a field of their own account.
+fn is_own(path: &str) -> bool {
+    WRITABLE.iter().any(|(field, own)| *field == path && *own)
+}
+
+fn is_set(path: &str, user: &pb::User) -> bool {
+    match path {
+        "username" => !user.username.is_empty(),
+        "display_name" => !user.display_name.is_empty(),
+        "given_name" => !user.given_name.is_empty(),
+        "family_name" => !user.family_name.is_empty(),
+        "language_code" => !user.language_code.is_empty(),
+        "time_zone" => !user.time_zone.is_empty(),
+        "external_ids" => !user.external_ids.is_empty(),
+        "attributes" => user.attributes.is_some(),
+        "admin_attributes" => user.admin_attributes.is_some(),
+        "expire_time" => user.expire_time.is_some(),
+        _ => false,
+    }
+}
+
+/// The named fields of a message as edits; what is wrong with them goes to `fields`.
+fn edits(fields: &mut Fields, paths: &[&str], user: &pb::User, now: Timestamp) -> Vec<Edit> {
+    let edit = |path: &str| -> Result<Edit, String> {
+        Ok(match path {
+            "username" if user.username.is_empty() => Edit::Username(None),
+            "username" => Edit::Username(Some(Username::parse(&user.username)?)),
+            "display_name" => Edit::DisplayName(text::line(&user.display_name, MAX_NAME)?),
+            "given_name" => Edit::GivenName(text::line(&user.given_name, MAX_NAME)?),
+            "family_name" => Edit::FamilyName(text::line(&user.family_name, MAX_NAME)?),
+            "language_code" => Edit::LanguageCode(text::language(&user.language_code)?),
+            "time_zone" => Edit::TimeZone(text::time_zone(&user.time_zone)?),
+            "external_ids" => Edit::ExternalIds(external_ids(&user.external_ids)?),
+            "attributes" => Edit::Attributes(convert::json_text(user.attributes.as_ref())?),
+            "admin_attributes" => {
+                Edit::AdminAttributes(convert::json_text(user.admin_attributes.as_ref())?)
+            }
+            "expire_time" => {
+                let time = convert::parse_time(user.expire_time.as_ref())?;
+                Edit::ExpireTime(account::future(time, now)?)
+            }
+            path => return Err(format!("has no field {path}")),
+        })
+    };
+    paths
+        .iter()
+        .filter_map(|path| fields.take(&format!("user.{path}"), edit(path)))
+        .collect()
+}
+
+fn external_ids(ids: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, String> {
+    if ids.len() > MAX_EXTERNAL_IDS {
+        return Err(format!("must have at most {MAX_EXTERNAL_IDS} entries"));
+    }
+    ids.iter()
+        .map(|(source, id)| {
+            Ok((
+                identifier::external_source(source)?,
+                identifier::external_id(id)?,
+            ))
+        })
+        .collect()
+}
+
+/// The user as the caller may see it.
+fn shown(user: &User, call: &Call) -> pb::User {
+    use pb::user::State as PbState;
+    let (state, profile) = (&user.lifecycle, &user.profile);
+    let may_see_all = call.caller.holds("users.read");
+    pb::User {
+        name: user.id.to_string(),
+        uid: user.id.0.to_string(),
+        etag: convert::etag(user.revision),
+        state: match state.state_at(call.now) {
+            State::Active => PbState::Active,
+            State::Suspended => PbState::Suspended,
+            State::Deleted => PbState::Deleted,
+        }
+        .into(),
+        state_reason: state.reason.clone(),
+        state_until_time: convert::some_timestamp(state.until_time),
+        username: profile
+            .username
+            .as_ref()
+            .map_or("", Username::as_str)
+            .to_owned(),
+        display_name: profile.display_name.clone(),
+        given_name: profile.given_name.clone(),
+        family_name: profile.family_name.clone(),
+        language_code: profile.language_code.clone(),
+        time_zone: profile.time_zone.clone(),
+        external_ids: profile.external_ids.clone(),
+        attributes: convert::from_json_text(&profile.attributes),
+        admin_attributes: may_see_all
+            .then(|| convert::from_json_text(&profile.admin_attributes))
+            .flatten(),
+        create_time: Some(convert::timestamp(user.create_time)),
+        update_time: Some(convert::timestamp(user.update_time)),
+        last_sign_in_time: convert::some_timestamp(user.last_sign_in_time),
+        expire_time: convert::some_timestamp(state.expire_time),
+        delete_time: convert::some_timestamp(state.delete_time),
+        purge_time: convert::some_timestamp(state.purge_time),
+    }
+}
+
+/// Which users a list is about.
+fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
+    let offered = &[
+        ("state", filter::EQUAL),
+        ("username", filter::EQUAL),
+        ("create_time", filter::ORDER),
+    ];
+    let order = match order_by {
+        "" | "create_time" => Order::CreateTime,
+        "create_time desc" => Order::CreateTimeDescending,
+        "username" => Order::Username,
+        _ => {
+            let text = "must be `create_time`, `create_time desc` or `username`";
+            return Err(Error::invalid(
+                crate::domain::error::Reason::InvalidFilter,
+                "order_by",
+                text,
+            ));
+        }
+    };
+    let mut query = Query {
+        order,
+        state: None,
+        show_deleted,
+        created: (Timestamp::EPOCH, Timestamp::MAX),
+        usernames: (String::new(), END_OF_NAMES.to_owned()),
+    };
+    for term in filter::parse(filter, offered)? {
+        match term.field {
+            "state" => {
+                let state = State::parse(&term.value);
+                query.state = Some(filter::value(&term, state, "ACTIVE, SUSPENDED or DELETED")?);
+            }
+            "username" => {
+                query.usernames = usernames(&term)?;
+                query.order = Order::Username;
+            }
+            _ => filter::bound(&term, &mut query.created)?,
+        }
+    }
+    Ok(query)
+}
+
+/// Sorts after every username.
+const END_OF_NAMES: &str = "\u{10ffff}";
+
+/// The first and last key that a name or a prefix `ann*` stands for.
+fn usernames(term: &Term) -> Result<(String, String)> {
+    debug_assert_eq!(term.operator, Operator::Equal);
+    let expected = "a username, or the beginning of one and `*`";
+    match term.value.strip_suffix('*') {
+        Some(prefix) => {
+            let key = filter::value(term, identifier::prefix_key(prefix), expected)?;
+            let last = format!("{key}{END_OF_NAMES}");
+            Ok((key, last))
+        }
+        None => {
+            let key = filter::value(term, identifier::key(&term.value), expected)?;
+            Ok((key.clone(), key))
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `/oauth2/token`: the OAuth 2.0 client credentials grant (RFC 6749 section 4.4) for stock clients.
+//!
+//! The same as IssueToken under other names. There is no password grant and there will be none
+//! (RFC 9700 section 2.4).
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+
+use super::Web;
+use crate::{
+    domain::{error::Reason, time::Timestamp},
+    grpc::status::JsonError,
+};
+
+/// Most bytes of a form.
+const MAX_FORM: usize = 64 * 1024;
+
+/// An error of RFC 6749 section 5.2.
+struct OAuthError {
+    code: StatusCode,
+    error: &'static str,
+    description: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl OAuthError {
+    fn new(code: StatusCode, error: &'static str, description: impl Into<String>) -> Self {
+        Self {
+            code,
+            error,
+            description: description.into(),
+            headers: Vec::new(),
+        }
+    }
+
+    fn invalid_request(description: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", description)
+    }
+}
+
+pub(super) async fn token(State(web): State<Arc<Web>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut response = match issue(&web, &parts, body).await {
+        Ok(answer) => (StatusCode::OK, answer.to_string()).into_response(),
+        Err(error) => {
+            let body = json!({ "error": error.error, "error_description": error.description });
+            let mut response = (error.code, body.to_string()).into_response();
+            response.headers_mut().extend(error.headers);
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Value, OAuthError> {
+    let form = Form::read(&parts.headers, body).await?;
+    match form.get("grant_type")? {
+        Some("client_credentials") => {}
+        Some(_) => {
+            let text = "only client_credentials is supported";
+            return Err(OAuthError::new(
+                StatusCode::BAD_REQUEST,
+                "unsupported_grant_type",
+                text,
+            ));
+        }
+        None => return Err(OAuthError::invalid_request("grant_type is missing")),
+    }
+    let (client_id, client_secret) = client(&parts.headers, &form)?;
+    let requested = form.get("scope")?.unwrap_or_default();
+    let scopes: Vec<&str> = requested
+        .split(' ')
+        .filter(|scope| !scope.is_empty())
+        .collect();
+    let audience = match (form.get("audience")?, form.get("resource")?) {
+        (Some(_), Some(_)) => {
+            return Err(OAuthError::invalid_request(
+                "audience and resource exclude each other",
+            ));
+        }
+        (audience, resource) => audience.or(resource).unwrap_or_default(),
+    };
+    let request = json!({
+        "clientId": client_id, "clientSecret": client_secret, "audience": audience, "scopes": scopes,
+    });
+    // A header for client authentication is not a bearer token to the RPC.
+    let mut inner = parts.clone();
+    inner.headers.remove(header::AUTHORIZATION);
+    let path = "/accountd.v1.TokenService/IssueToken";
+    let tokens = web
+        .gateway
+        .call_named(path, request, &inner)
+        .await
+        .map_err(refused)?;
+
+    let granted: Vec<&str> = tokens["scopes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if !scopes.is_empty() && granted.is_empty() {
+        let text = "none of the scopes may be had by this client for this audience";
+        return Err(OAuthError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_scope",
+            text,
+        ));
+    }
+    let end = tokens["accessExpireTime"]
+        .as_str()
+        .and_then(Timestamp::parse);
+    let expires_in = end.map_or(0, |end| end.after(web.app.clock.now()).as_secs());
+    Ok(json!({
+        "access_token": tokens["accessToken"],
+        "token_type": "Bearer",
+        "expires_in": expires_in,
+        "scope": granted.join(" "),
+    }))
+}
+
+/// The client's id and secret: from the Basic header or from the form, and from one of them only
+/// (RFC 6749 section 2.3).
+fn client(headers: &HeaderMap, form: &Form) -> Result<(String, String), OAuthError> {
+    let in_form = (form.get("client_id")?, form.get("client_secret")?);
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return match in_form {
+            (Some(id), Some(secret)) => Ok((id.to_owned(), secret.to_owned())),
+            _ => Err(invalid_client("the client has to authenticate")),
+        };
+    };
+    if in_form.1.is_some() {
+        return Err(OAuthError::invalid_request(
+            "two ways of client authentication at once",
+        ));
+    }
+    let basic = || -> Option<(String, String)> {
+        let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
+        let decoded = data_encoding::BASE64
+            .decode(encoded.trim().as_bytes())
+            .ok()?;
+        let decoded = String::from_utf8(decoded).ok()?;
+        let (id, secret) = decoded.split_once(':')?;
+        // Both are form-encoded before they are put together.
+        let decode = |text: &str| {
+            let text = text.replace('+', " ");
+            percent_decode_str(&text)
+                .decode_utf8()
+                .ok()
+                .map(String::from)
+        };
+        scheme
+            .eq_ignore_ascii_case("basic")
+            .then_some((decode(id)?, decode(secret)?))
+    };
+    let (id, secret) = basic().ok_or_else(|| invalid_client("the header cannot be read"))?;
+    if in_form.0.is_some_and(|other| other != id) {
+        return Err(OAuthError::invalid_request("two different clients at once"));
+    }
+    Ok((id, secret))
+}
+
+fn invalid_client(description: &str) -> OAuthError {
+    let mut error = OAuthError::new(StatusCode::UNAUTHORIZED, "invalid_client", description);
+    let challenge = HeaderValue::from_static(r#"Basic realm="accountd""#);
+    error.headers.push((header::WWW_AUTHENTICATE, challenge));
+    error
+}
+
+/// What IssueToken refused, in the words of OAuth.
+fn refused(error: JsonError) -> OAuthError {
+    let message = error.body["error"]["message"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let is_about = |field: &str| message.contains(&format!("{field} "));
+    match error.reason.as_str() {
+        reason if reason == Reason::InvalidCredentials.name() => {
+            invalid_client("the client is not known or its secret is wrong")
+        }
+        reason if reason == Reason::InvalidField.name() && is_about("scopes") => {
+            OAuthError::new(StatusCode::BAD_REQUEST, "invalid_scope", message)
+        }
+        // RFC 8707 section 2.
+        reason if reason == Reason::InvalidField.name() && is_about("audience") => {
+            OAuthError::new(StatusCode::BAD_REQUEST, "invalid_target", message)
+        }
+        _ => {
+            let name = match error.code {
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                    "temporarily_unavailable"
+                }
+                code if code.is_server_error() => "server_error",
+                _ => "invalid_request",
+            };
+            let mut shown = OAuthError::new(error.code, name, message);
+            shown.headers.extend(error.headers);
+            shown
+        }
+    }
+}
+
+/// A form whose fields are there once (RFC 6749 section 3.2).
+struct Form(Vec<(String, String)>);
+
+impl Form {
+    async fn read(headers: &HeaderMap, body: Body) -> Result<Self, OAuthError> {
+        let is_form = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+            value
+                .as_bytes()
+                .starts_with(b"application/x-www-form-urlencoded")
+        });
+        if !is_form {
+            let text = "the body has to be application/x-www-form-urlencoded";
+            return Err(OAuthError::invalid_request(text));
+        }
+        let body = Limited::new(body, MAX_FORM).collect().await;
+        let body = body.map_err(|_| OAuthError::invalid_request("the body cannot be read"))?;
+        let fields = form_urlencoded::parse(&body.to_bytes())
+            .into_owned()
+            .collect();
+        Ok(Self(fields))
+    }
+
+    fn get(&self, name: &str) -> Result<Option<&str>, OAuthError> {
+        let mut values = self.0.iter().filter(|(field, _)| field == name);
+        let value = values.next().map(|(_, value)| value.as_str());
+        if values.next().is_some() {
+            return Err(OAuthError::invalid_request(&format!(
+                "{name} is there twice"
+            )));
+        }
+        // RFC 6749 section 3.2: without a value it counts as omitted.
+        Ok(value.filter(|value| !value.is_empty()))
+    }
+}

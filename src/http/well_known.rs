@@ -1,0 +1,107 @@
+//! Documents that others fetch: the key set, what the service is, its OpenAPI description.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use super::Web;
+use crate::domain::signing_key::Algorithm;
+
+/// The public keys (RFC 7517), from memory.
+pub(super) async fn jwks(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
+    let keyring = web.app.keyring.load();
+    let jwks = keyring.jwks();
+    let max_age_s = web.app.config.tokens.jwks_max_age_s;
+    cached(
+        &headers,
+        "application/jwk-set+json",
+        &jwks.json,
+        &jwks.etag,
+        max_age_s,
+    )
+}
+
+/// Metadata of the authorization server (RFC 8414), also where OpenID Connect looks for it.
+pub(super) async fn metadata(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
+    let issuer = &web.app.issuer;
+    let algorithms: Vec<&str> = Algorithm::ALL
+        .iter()
+        .map(|algorithm| algorithm.name())
+        .collect();
+    let document = json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
+        "token_endpoint": format!("{issuer}/oauth2/token"),
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "grant_types_supported": ["client_credentials"],
+        "response_types_supported": [],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": algorithms,
+        "service_documentation": format!("{issuer}/openapi.json"),
+    });
+    let document = document.to_string();
+    let etag = etag(&document);
+    cached(
+        &headers,
+        "application/json",
+        &document,
+        &etag,
+        web.app.config.tokens.jwks_max_age_s,
+    )
+}
+
+pub(super) async fn openapi(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
+    cached(
+        &headers,
+        "application/json",
+        &web.openapi,
+        &etag(&web.openapi),
+        300,
+    )
+}
+
+fn etag(document: &str) -> String {
+    let digest = crate::domain::secret::sha256(document.as_bytes());
+    format!(
+        "\"{}\"",
+        data_encoding::BASE64URL_NOPAD.encode(&digest[..12])
+    )
+}
+
+/// A document that may be kept for a while, or the word that it has not changed (RFC 9110
+/// section 13.1.2).
+fn cached(
+    headers: &HeaderMap,
+    kind: &'static str,
+    document: &str,
+    etag: &str,
+    max_age_s: i64,
+) -> Response {
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut known = known
+        .flat_map(|list| list.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"));
+    let is_known = known.any(|tag| tag == etag || tag == "*");
+    let text = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
+    let head: [(HeaderName, HeaderValue); 3] = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        (header::ETAG, text(etag)),
+        (
+            header::CACHE_CONTROL,
+            text(&format!("public, max-age={max_age_s}")),
+        ),
+    ];
+    if is_known {
+        (StatusCode::NOT_MODIFIED, head).into_response()
+    } else {
+        (head, document.to_owned()).into_response()
+    }
+}

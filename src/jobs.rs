@@ -1,0 +1,220 @@
+//! What accountd does by itself: reads keys that other processes made, watches its own health, and
+//! sweeps away what is over.
+//!
+//! Invariant: nothing is decided here. An expired account or a suspension that is over needs no job
+//! to take effect; the sweeper only tidies up behind the rules.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::App,
+    domain::{
+        error::{Error, Result},
+        name::{SystemAccountId, UserId},
+        time::Timestamp,
+    },
+    grpc::call::Call,
+    signing,
+    store::{
+        db::Write, events, leases, meta, password_resets, requests, sessions, system_accounts,
+        throttles, tokens, transact, users,
+    },
+};
+
+/// How often the signing keys are read again.
+const KEYS_INTERVAL: Duration = Duration::from_secs(15);
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
+
+/// The sweeper's lease, and how long it lasts.
+const SWEEPER: &str = "sweeper";
+const LEASE_S: i64 = 300;
+/// Rows in one transaction of the sweeper, and transactions of one kind in one sweep.
+const BATCH: i64 = 500;
+const MAX_BATCHES: usize = 200;
+
+/// Starts everything; it ends at `stop`. `on_health` hears whether the server can work.
+pub fn start(
+    app: &Arc<App>,
+    stop: &CancellationToken,
+    on_health: impl Fn(bool) + Send + Sync + 'static,
+) {
+    let keys = Arc::clone(app);
+    every(KEYS_INTERVAL, stop, move || {
+        let app = Arc::clone(&keys);
+        async move {
+            let call = Call::system(&app, "");
+            if let Err(error) = signing::refresh(&app, call.db()).await {
+                tracing::warn!(%error, "cannot read the signing keys");
+            }
+        }
+    });
+    let health = Arc::clone(app);
+    let on_health = Arc::new(on_health);
+    every(HEALTH_INTERVAL, stop, move || {
+        let (app, on_health) = (Arc::clone(&health), Arc::clone(&on_health));
+        async move { on_health(is_healthy(&app).await) }
+    });
+    let sweeper = Arc::clone(app);
+    every(SWEEP_INTERVAL, stop, move || {
+        let app = Arc::clone(&sweeper);
+        async move {
+            if let Err(error) = sweep(&app).await {
+                tracing::warn!(%error, "cannot sweep");
+            }
+        }
+    });
+}
+
+fn every<F, W>(interval: Duration, stop: &CancellationToken, work: F)
+where
+    F: Fn() -> W + Send + 'static,
+    W: Future<Output = ()> + Send,
+{
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick comes at once, when everything is fresh.
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => work().await,
+                () = stop.cancelled() => return,
+            }
+        }
+    });
+}
+
+/// Whether the database answers.
+pub async fn is_healthy(app: &Arc<App>) -> bool {
+    let call = Call::system(app, "");
+    let ask = async {
+        let mut db = call.db().read().await?;
+        Ok::<_, Error>(meta::find(&mut db, meta::MASTER_KEY_CHECK).await?.is_some())
+    };
+    matches!(
+        tokio::time::timeout(HEALTH_INTERVAL, ask).await,
+        Ok(Ok(true))
+    )
+}
+
+/// Forgets what nobody needs any more, unless another process is at it.
+pub async fn sweep(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "");
+    let now = call.now;
+    let lease = transact!(call.db(), |tx| {
+        leases::take(tx, SWEEPER, app.instance, now, now.plus_s(LEASE_S)).await?
+    })?;
+    if lease.is_none() {
+        return Ok(());
+    }
+    let retention = &app.config.retention;
+    let ago = |seconds: i64| now.plus_s(-seconds);
+    let throttles_s = app
+        .config
+        .throttle
+        .account_forget_s
+        .max(app.config.throttle.network_forget_s);
+    forget(&call, Table::Throttles, ago(throttles_s)).await?;
+    forget(&call, Table::Requests, ago(retention.requests_s)).await?;
+    forget(&call, Table::RevokedTokens, now).await?;
+    forget(&call, Table::PasswordResets, now).await?;
+    forget(&call, Table::Sessions, ago(retention.ended_sessions_s)).await?;
+    forget(&call, Table::Events, ago(retention.events_s)).await?;
+    end_suspensions(app).await?;
+    purge(app).await
+}
+
+/// What is forgotten by age.
+#[derive(Clone, Copy)]
+enum Table {
+    Throttles,
+    Requests,
+    RevokedTokens,
+    PasswordResets,
+    Sessions,
+    Events,
+}
+
+async fn forget(call: &Call, table: Table, before: Timestamp) -> Result<()> {
+    for _ in 0..MAX_BATCHES {
+        let forgotten = transact!(call.db(), |tx| { forget_batch(tx, table, before).await? })?;
+        if forgotten < BATCH.unsigned_abs() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result<u64> {
+    Ok(match table {
+        Table::Throttles => throttles::forget(tx, before, BATCH).await?,
+        Table::Requests => requests::forget(tx, before, BATCH).await?,
+        Table::RevokedTokens => tokens::forget(tx, before, BATCH).await?,
+        Table::PasswordResets => password_resets::forget(tx, before, BATCH).await?,
+        Table::Sessions => sessions::forget(tx, before, BATCH).await?,
+        Table::Events => events::forget(tx, before, BATCH).await?,
+    })
+}
+
+/// Writes down that suspensions whose time is over have ended, which they have done by themselves.
+async fn end_suspensions(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "user.resumed");
+    let due: Vec<UserId> =
+        users::due_for_resume(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if let Some(mut user) = users::find(tx, id).await?
+                && user.lifecycle.suspension_is_over(call.now)
+            {
+                user.lifecycle.resume();
+                user.touch(call.now);
+                users::update(tx, &user).await?;
+                events::append(tx, &call.event().about_account(id)).await?;
+            }
+        })?;
+    }
+    let call = Call::system(app, "system_account.resumed");
+    let due: Vec<SystemAccountId> =
+        system_accounts::due_for_resume(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if let Some(mut account) = system_accounts::find(tx, id).await?
+                && account.lifecycle.suspension_is_over(call.now)
+            {
+                account.lifecycle.resume();
+                account.touch(call.now);
+                system_accounts::update(tx, &account).await?;
+                events::append(tx, &call.event().about_account(id)).await?;
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes deleted accounts whose time has come.
+async fn purge(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "user.purged");
+    let due = users::due_for_purge(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if users::purge(tx, id, call.now).await? {
+                events::append(tx, &call.event().about_account(id)).await?;
+            }
+        })?;
+    }
+    let call = Call::system(app, "system_account.purged");
+    let due = system_accounts::due_for_purge(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if system_accounts::purge(tx, id, call.now).await? {
+                events::append(tx, &call.event().about_account(id)).await?;
+            }
+        })?;
+    }
+    Ok(())
+}

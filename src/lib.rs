@@ -1,0 +1,78 @@
+//! accountd keeps the accounts of people and of programs and issues JWTs that other systems verify on
+//! their own. This page is the map of its code.
+//!
+//! # What stands where
+//!
+//! A line's home follows from its kind. A rule: [`domain`]. SQL: [`store`]. Wire and order of steps:
+//! [`grpc`], and [`http`] beside it. Joining: the top level. The same noun everywhere: `user.proto`,
+//! `domain/user.rs`, `store/users.rs`, `grpc/users.rs`, `tests/api/users.rs`.
+//!
+//! In reading order:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`domain`] | the rules; pure functions of their arguments |
+//! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
+//! | [`grpc`] | one file for each proto service; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
+//! | [`hasher`] | the bounded lanes in which passwords are hashed |
+//! | [`signing`] | signing keys between store and memory |
+//! | [`app`] | what every call needs, in one struct |
+//! | [`env`] | the clock and the generator, the only ones |
+//! | [`config`], [`telemetry`] | settings; log and metrics |
+//! | [`jobs`] | what accountd does by itself |
+//! | [`setup`] | what the first start makes |
+//! | [`listener`], [`server`] | the accept loop; everything put together, and its end |
+//! | [`cli`] | what operators type |
+//!
+//! `tests/house` checks that `domain` imports nothing of ours, `store` only `domain` and `env`, and
+//! `grpc` and `http` nothing that puts the server together; that sqlx is named in `store` alone, tonic
+//! and generated code in `grpc` and `server`, argon2 in `domain::password`, jsonwebtoken in
+//! `domain::keyring`.
+//!
+//! # How a request flows
+//!
+//! ```text
+//! listener        limits, TLS, where it comes from
+//!  └ http         gRPC, gRPC-Web or JSON? JSON becomes gRPC here
+//!     └ grpc::layer     its policy, a deadline, a task of its own that runs to completion
+//!        └ grpc::users  create_user, five steps from top to bottom:
+//!            1 Call::enter   who calls, may they, what time is it      grpc::call, domain::access
+//!            2 parse         protobuf into domain types, all violations at once
+//!            3 think         decide; hash, with no transaction open    domain, hasher
+//!            4 mutate!       one transaction: state, event, record for retries    store
+//!            5 answer        domain types into protobuf
+//! ```
+//!
+//! A `?` anywhere becomes a status with a reason in `grpc::status`.
+//!
+//! # Where to look when reading for security
+//!
+//! - who may call what: the policies in `proto/`, [`domain::access`], [`grpc::call::Call::enter`]
+//! - every secret that is presented: `grpc/secrets.rs`; guessing: [`domain::throttle`]
+//! - every token that is made: `grpc/mint.rs`; every token that is believed: [`domain::keyring`] and
+//!   [`domain::token::Standing`]
+//! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
+//! - what is durable when: [`store`], `store/sqlite.rs`
+//! - what a stranger can cost: [`listener`], [`grpc::layer`], [`hasher`]
+
+pub mod domain;
+pub mod store;
+
+pub mod grpc;
+pub mod http;
+
+pub mod app;
+pub mod env;
+pub mod hasher;
+pub mod signing;
+
+pub mod config;
+pub mod telemetry;
+
+pub mod jobs;
+pub mod listener;
+pub mod server;
+pub mod setup;
+
+pub mod cli;

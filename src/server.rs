@@ -1,0 +1,254 @@
+//! Puts the server together: listeners, services, limits, health, and its end.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, middleware, response::IntoResponse, routing};
+use http::{StatusCode, header};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    app::App,
+    config::{Config, Limits, Tls},
+    grpc::{self, layer::Guard},
+    http as web, jobs,
+    listener::{self, Shared},
+    setup::{self, Environment, Lock, Opened},
+    telemetry::Connections,
+};
+
+/// A server that is serving.
+pub struct Server {
+    pub app: Arc<App>,
+    /// Where it listens, with the ports that were chosen for 0.
+    pub address: SocketAddr,
+    pub private_address: Option<SocketAddr>,
+    pub ops_address: SocketAddr,
+    /// Where the credentials of the first operator are, if they were made just now.
+    pub bootstrap_file: Option<PathBuf>,
+    stop: CancellationToken,
+    work: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts everything; an error is a sentence for the operator.
+    pub async fn start(config: Config, env: &Environment) -> Result<Self, String> {
+        let tls = tls(&config.tls)?;
+        let public = listener::bind(config.listen).await?;
+        let private = match config.private_listen {
+            Some(address) => Some(listener::bind(address).await?),
+            None => None,
+        };
+        let ops = listener::bind(config.ops_listen).await?;
+        let local =
+            |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
+        let (address, ops_address) = (local(&public)?, local(&ops)?);
+        let private_address = private.as_ref().map(local).transpose()?;
+
+        let issuer = config.issuer(address);
+        let Opened {
+            app,
+            bootstrap_file,
+            lock,
+        } = setup::open(config, issuer, env).await?;
+        let stop = CancellationToken::new();
+        let (health, grpc) = grpc_router(&app)?;
+        let router = web::router(&app, grpc::DESCRIPTORS, grpc.clone(), grpc_web(grpc));
+        let shared = Shared::new(&app.config.limits, tls, app.metrics.connections.clone());
+        let listeners = TaskTracker::new();
+        // Without a private listener the only one serves everything.
+        let everything = private.is_none();
+        let serve = |listener, is_private| {
+            listener::serve(
+                listener,
+                router.clone(),
+                is_private,
+                Arc::clone(&shared),
+                stop.clone(),
+            )
+        };
+        listeners.spawn(serve(public, everything));
+        if let Some(private) = private {
+            listeners.spawn(serve(private, true));
+        }
+        listeners.close();
+        let ops_stop = CancellationToken::new();
+        let ops_task = serve_ops(ops, &app, &stop, &ops_stop);
+        watch_health(&app, &stop, health.clone());
+
+        let work = Work {
+            app: Arc::clone(&app),
+            listeners,
+            health,
+            lock,
+        };
+        let work = tokio::spawn(work.until(stop.clone(), ops_stop, ops_task));
+        Ok(Self {
+            app,
+            address,
+            private_address,
+            ops_address,
+            bootstrap_file,
+            stop,
+            work,
+        })
+    }
+
+    /// No new work; what is in progress finishes, within the configured time; then everything ends.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A panic of that task has been reported by the runtime.
+        let _ = self.work.await;
+    }
+}
+
+/// What has to be brought to an end.
+struct Work {
+    app: Arc<App>,
+    listeners: TaskTracker,
+    health: HealthReporter,
+    lock: Option<Lock>,
+}
+
+impl Work {
+    async fn until(
+        self,
+        stop: CancellationToken,
+        ops_stop: CancellationToken,
+        ops: JoinHandle<()>,
+    ) {
+        stop.cancelled().await;
+        self.health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        self.listeners.wait().await;
+        // Calls whose client has gone are still at work.
+        let patience = Duration::from_secs(2);
+        let _ = tokio::time::timeout(patience, idle(&self.app)).await;
+        ops_stop.cancel();
+        let _ = ops.await;
+        let call = grpc::call::Call::system(&self.app, "");
+        self.app.db(&call).close().await;
+        drop(self.lock);
+    }
+}
+
+async fn idle(app: &App) {
+    while app.metrics.calls.get() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Every gRPC service on one screen.
+fn grpc_router(app: &Arc<App>) -> Result<(HealthReporter, Router), String> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(grpc::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let text = |error: tonic_reflection::server::Error| error.to_string();
+    let router = grpc::services(app)
+        .add_service(health)
+        .add_service(reflection().build_v1().map_err(text)?)
+        .add_service(reflection().build_v1alpha().map_err(text)?);
+    let router = Routes::into_axum_router(router).layer(middleware::from_fn_with_state(
+        Guard::new(app),
+        grpc::layer::guard,
+    ));
+    Ok((reporter, router))
+}
+
+fn grpc_web(grpc: Router) -> Router {
+    grpc.layer(tonic_web::GrpcWebLayer::new())
+}
+
+/// gRPC health follows what the jobs find out.
+fn watch_health(app: &Arc<App>, stop: &CancellationToken, health: HealthReporter) {
+    let stopping = stop.clone();
+    jobs::start(app, stop, move |is_healthy| {
+        let (health, stopping) = (health.clone(), stopping.clone());
+        tokio::spawn(async move {
+            let serving = is_healthy && !stopping.is_cancelled();
+            let status = if serving {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            health.set_service_status("", status).await;
+        });
+    });
+}
+
+/// The port for whoever watches the server: alive, ready, metrics.
+fn serve_ops(
+    listener: TcpListener,
+    app: &Arc<App>,
+    stop: &CancellationToken,
+    ops_stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let ready = {
+        let stop = stop.clone();
+        async move |State(app): State<Arc<App>>| {
+            if !stop.is_cancelled() && jobs::is_healthy(&app).await {
+                (StatusCode::OK, "ready\n")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+            }
+        }
+    };
+    let metrics = async |State(app): State<Arc<App>>| match app.metrics.encode() {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    };
+    let router = Router::new()
+        .route("/healthz", routing::get(async || "ok\n"))
+        .route("/readyz", routing::get(ready))
+        .route("/metrics", routing::get(metrics))
+        .with_state(Arc::clone(app));
+    let limits = Limits {
+        max_connections: 100,
+        max_connections_per_address: 100,
+        drain_timeout_s: 1,
+        ..app.config.limits.clone()
+    };
+    // Its connections are not those of clients, so they are counted apart.
+    let shared = Shared::new(&limits, None, Connections::default());
+    tokio::spawn(listener::serve(
+        listener,
+        router,
+        true,
+        shared,
+        ops_stop.clone(),
+    ))
+}
+
+/// TLS as configured, with ALPN for HTTP/2 and HTTP/1.1.
+fn tls(tls: &Tls) -> Result<Option<TlsAcceptor>, String> {
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+    let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
+        return Ok(None);
+    };
+    let cannot = |path: &PathBuf, error: &dyn std::fmt::Display| {
+        format!("cannot use {}: {error}", path.display())
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| cannot(certificate, &error))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| cannot(key, &error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| cannot(certificate, &error))?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| cannot(certificate, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}

@@ -1,0 +1,257 @@
+//! What proves who an account is.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    db::{Read, Write},
+    error::{OnDuplicate as _, Result},
+    sql::{Row, account_kind, sql},
+    system_accounts::{system_account, system_account_columns},
+};
+use crate::domain::{
+    credential::{Credential, Kind},
+    error::{self, Error},
+    name::{AccountId, CredentialId, SystemAccountId, UserId},
+    password::PasswordHash,
+    secret::Digest,
+    system_account::SystemAccount,
+    time::Timestamp,
+};
+
+macro_rules! columns {
+    () => {
+        "c.account_id, c.id AS credential_id, c.account_kind, c.kind AS credential_kind, \
+         c.revision AS credential_revision, c.label, c.hint, \
+         c.scope_ceiling AS credential_scope_ceiling, \
+         c.allowed_cidrs AS credential_allowed_cidrs, \
+         c.create_time AS credential_create_time, c.change_time, \
+         c.expire_time AS credential_expire_time, \
+         c.last_used_time AS credential_last_used_time"
+    };
+}
+
+/// The one place that says how a row becomes a credential. The names are such that it can stand in
+/// one row with its account.
+fn credential(row: &Row) -> Result<Credential> {
+    Ok(Credential {
+        id: row.get("credential_id")?,
+        account: row.get_account("account_kind", "account_id")?,
+        kind: row.get_parsed("credential_kind", Kind::parse)?,
+        revision: row.get("credential_revision")?,
+        label: row.get("label")?,
+        hint: row.get("hint")?,
+        scope_ceiling: row.get_json("credential_scope_ceiling")?,
+        allowed_cidrs: row.get_json("credential_allowed_cidrs")?,
+        create_time: row.get("credential_create_time")?,
+        change_time: row.get("change_time")?,
+        expire_time: row.get("credential_expire_time")?,
+        last_used_time: row.get("credential_last_used_time")?,
+    })
+}
+
+/// What is kept of a secret.
+#[derive(Clone, Copy, Debug)]
+pub enum Kept<'a> {
+    Password(&'a PasswordHash),
+    Digest(&'a Digest),
+}
+
+pub async fn find(
+    db: &mut Read,
+    account: AccountId,
+    id: CredentialId,
+) -> Result<Option<Credential>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM credentials c WHERE c.account_id = $1 AND c.id = $2 AND c.account_kind = $3"
+    );
+    db.optional(
+        sql.bind(account).bind(id).bind(account_kind(account)),
+        credential,
+    )
+    .await
+}
+
+/// The account and the client secret with this digest, in one statement.
+pub async fn find_client_secret(
+    db: &mut Read,
+    id: SystemAccountId,
+    digest: &Digest,
+) -> Result<Option<(SystemAccount, Credential)>> {
+    let sql = sql!(
+        "SELECT ",
+        system_account_columns!(),
+        ", ",
+        columns!(),
+        " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
+          WHERE c.secret_digest = $1 AND c.account_id = $2 AND c.kind = 'client_secret'"
+    );
+    let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
+    db.optional(sql.bind(&digest[..]).bind(id), both).await
+}
+
+/// Where a page ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cursor(Uuid);
+
+impl Cursor {
+    pub const fn after(credential: &Credential) -> Self {
+        Self(credential.id.0)
+    }
+}
+
+/// Oldest first.
+pub async fn list(
+    db: &mut Read,
+    account: AccountId,
+    after: Option<&Cursor>,
+    limit: i64,
+) -> Result<Vec<Credential>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM credentials c WHERE c.account_id = $1 AND c.id > $2 AND c.account_kind = $3
+          ORDER BY c.id LIMIT $4"
+    )
+    .bind(account)
+    .bind(after.map_or(Uuid::nil(), |cursor| cursor.0))
+    .bind(account_kind(account))
+    .bind(limit);
+    db.all(sql, credential).await
+}
+
+pub async fn count(db: &mut Read, account: AccountId, kind: Kind) -> Result<i64> {
+    let sql = sql!("SELECT COUNT(*) AS n FROM credentials WHERE account_id = $1 AND kind = $2");
+    db.one(sql.bind(account).bind(kind.name()), |row| row.get("n"))
+        .await
+}
+
+pub async fn insert(db: &mut Write, credential: &Credential, kept: Kept<'_>) -> error::Result<()> {
+    let (hash, digest) = match kept {
+        Kept::Password(hash) => (Some(hash.as_str()), None),
+        Kept::Digest(digest) => (None, Some(digest.to_vec())),
+    };
+    let sql = sql!(
+        "INSERT INTO credentials (account_id, id, account_kind, kind, revision, label, hint,
+            password_hash, secret_digest, scope_ceiling, allowed_cidrs, create_time, change_time,
+            expire_time, last_used_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+    )
+    .bind(credential.account)
+    .bind(credential.id)
+    .bind(account_kind(credential.account))
+    .bind(credential.kind.name())
+    .bind(credential.revision)
+    .bind(credential.label.as_str())
+    .bind(credential.hint.as_str())
+    .bind(hash)
+    .bind(digest)
+    .bind_json(&credential.scope_ceiling)
+    .bind_json(&credential.allowed_cidrs)
+    .bind(credential.create_time)
+    .bind(credential.change_time)
+    .bind(credential.expire_time)
+    .bind(credential.last_used_time);
+    let exists = || Error::AlreadyExists {
+        name: format!("password of {}", credential.account),
+    };
+    db.execute(sql)
+        .await
+        .on_duplicate("credentials_account_id_key", exists)
+        .map(drop)
+}
+
+/// Stores what may change about a credential that is not its secret.
+pub async fn update(db: &mut Write, credential: &Credential) -> error::Result<()> {
+    let sql = sql!(
+        "UPDATE credentials SET revision = $3, label = $4, scope_ceiling = $5, allowed_cidrs = $6,
+            expire_time = $7
+         WHERE account_id = $1 AND id = $2 AND revision = $3 - 1"
+    )
+    .bind(credential.account)
+    .bind(credential.id)
+    .bind(credential.revision)
+    .bind(credential.label.as_str())
+    .bind_json(&credential.scope_ceiling)
+    .bind_json(&credential.allowed_cidrs)
+    .bind(credential.expire_time);
+    if db.execute(sql).await? == 1 {
+        Ok(())
+    } else {
+        Err(Error::Conflict)
+    }
+}
+
+/// Puts a new hash in the place of `old`, which another change may have taken away meanwhile.
+pub async fn replace_password(
+    db: &mut Write,
+    user: UserId,
+    old: &PasswordHash,
+    new: &PasswordHash,
+    change_time: Option<Timestamp>,
+) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE credentials SET password_hash = $3, revision = revision + 1,
+            change_time = COALESCE($4, change_time)
+         WHERE account_id = $1 AND kind = 'password' AND password_hash = $2"
+    )
+    .bind(user)
+    .bind(old.as_str())
+    .bind(new.as_str())
+    .bind(change_time);
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Notes that the password was right, if what it was compared with is still the stored hash. Locks
+/// the credential: a change of password waits, and then finds the session that this leads to.
+pub async fn proved(
+    db: &mut Write,
+    user: UserId,
+    id: CredentialId,
+    hash: &PasswordHash,
+    now: Timestamp,
+) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE credentials SET last_used_time = $4
+         WHERE account_id = $1 AND id = $2 AND password_hash = $3"
+    )
+    .bind(user)
+    .bind(id)
+    .bind(hash.as_str())
+    .bind(now);
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Whether a password alone does not let this user in.
+pub async fn has_second_factor(db: &mut Read, user: UserId) -> Result<bool> {
+    let sql = sql!(
+        "SELECT EXISTS (
+            SELECT 1 FROM credentials WHERE account_id = $1 AND kind IN ('totp', 'passkey')) AS has"
+    );
+    db.one(sql.bind(user), |row| row.get("has")).await
+}
+
+/// Notes that the credential proved its account.
+pub async fn used(
+    db: &mut Write,
+    account: AccountId,
+    id: CredentialId,
+    now: Timestamp,
+) -> Result<()> {
+    let sql = sql!("UPDATE credentials SET last_used_time = $3 WHERE account_id = $1 AND id = $2");
+    db.execute(sql.bind(account).bind(id).bind(now))
+        .await
+        .map(drop)
+}
+
+pub async fn delete(db: &mut Write, account: AccountId, id: CredentialId) -> Result<bool> {
+    let sql = sql!("DELETE FROM credentials WHERE account_id = $1 AND id = $2");
+    Ok(db.execute(sql.bind(account).bind(id)).await? == 1)
+}
+
+pub async fn delete_all(db: &mut Write, account: AccountId) -> Result<()> {
+    let sql = sql!("DELETE FROM credentials WHERE account_id = $1").bind(account);
+    db.execute(sql).await.map(drop)
+}

@@ -1,0 +1,401 @@
+//! The handles through which everything reads and writes.
+//!
+//! `Read` cannot write: SQLite's readers are opened read-only, PostgreSQL's with read-only
+//! transactions. `Write` is one transaction and can read. Store functions take `&mut Read` or
+//! `&mut Write`, so their signatures say what they do, and they compose in one transaction.
+//! Invariant: a transaction that was not committed leaves nothing, whatever happened to its task.
+
+use std::{
+    future::Future,
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use sqlx::{
+    PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection,
+};
+use tracing::Instrument as _;
+
+use super::{
+    error::{Error, Result},
+    sql::{Row, Sql},
+    sqlite::{Lane, Loan},
+};
+use crate::{domain, env::Random};
+
+/// An open database.
+pub struct Db {
+    pub(super) engine: Engine,
+    pub(super) transaction_timeout: Duration,
+    pub(super) random: Arc<dyn Random>,
+    pub(super) stats: Arc<Stats>,
+}
+
+pub(super) enum Engine {
+    Sqlite { readers: SqlitePool, writer: Lane },
+    Postgres { readers: PgPool, writers: PgPool },
+}
+
+/// How a transaction is kept apart from others. On SQLite they run one after another anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// As if transactions ran one after another; conflicts are retried.
+    Serializable,
+    /// For hot rows that are locked by the first statement or changed by one that carries its own
+    /// condition: waits instead of conflicting.
+    ReadCommitted,
+}
+
+/// What the store has done since it was opened.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pub statements: AtomicU64,
+    pub transactions: AtomicU64,
+    /// Transactions begun again after a conflict.
+    pub retries: AtomicU64,
+    /// COMMITs on SQLite, and the transactions in them.
+    pub batches: AtomicU64,
+    pub batched: AtomicU64,
+}
+
+impl Stats {
+    pub(super) fn batch(&self, size: usize) {
+        self.batches.fetch_add(1, Relaxed);
+        self.batched.fetch_add(size as u64, Relaxed);
+    }
+}
+
+/// A connection to read from; each statement sees everything committed before it.
+pub struct Read {
+    link: Link,
+    stats: Arc<Stats>,
+    /// After a failed statement a transaction is lost: `PostgreSQL` refuses the rest by itself,
+    /// SQLite may have rolled back and would go on outside of it.
+    failed: bool,
+}
+
+enum Link {
+    Sqlite(PoolConnection<Sqlite>),
+    SqliteWriter(Loan),
+    Postgres(PoolConnection<Postgres>),
+    PostgresWriter(Transaction),
+}
+
+enum Connection<'a> {
+    Sqlite(&'a mut SqliteConnection),
+    Postgres(&'a mut PgConnection),
+}
+
+/// One transaction; made by `transact!` only.
+pub struct Write(Read);
+
+impl Deref for Write {
+    type Target = Read;
+    fn deref(&self) -> &Read {
+        &self.0
+    }
+}
+
+impl DerefMut for Write {
+    fn deref_mut(&mut self) -> &mut Read {
+        &mut self.0
+    }
+}
+
+impl Db {
+    pub async fn read(&self) -> domain::error::Result<Read> {
+        let link = match &self.engine {
+            Engine::Sqlite { readers, .. } => Link::Sqlite(acquire(readers).await?),
+            Engine::Postgres { readers, .. } => Link::Postgres(acquire(readers).await?),
+        };
+        Ok(Read {
+            link,
+            stats: Arc::clone(&self.stats),
+            failed: false,
+        })
+    }
+
+    pub const fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    pub const fn engine(&self) -> &'static str {
+        match self.engine {
+            Engine::Sqlite { .. } => "sqlite",
+            Engine::Postgres { .. } => "postgresql",
+        }
+    }
+
+    /// Ends all connections in good order.
+    pub async fn close(&self) {
+        match &self.engine {
+            Engine::Sqlite { readers, .. } => readers.close().await,
+            Engine::Postgres { readers, writers } => {
+                readers.close().await;
+                writers.close().await;
+            }
+        }
+    }
+
+    async fn begin(&self, isolation: Isolation) -> domain::error::Result<Write> {
+        self.stats.transactions.fetch_add(1, Relaxed);
+        let link = match &self.engine {
+            Engine::Sqlite { writer, .. } => Link::SqliteWriter(writer.borrow().await?),
+            Engine::Postgres { writers, .. } => {
+                Link::PostgresWriter(Transaction::begin(writers, isolation).await?)
+            }
+        };
+        Ok(Write(Read {
+            link,
+            stats: Arc::clone(&self.stats),
+            failed: false,
+        }))
+    }
+}
+
+async fn acquire<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> Result<PoolConnection<D>> {
+    Ok(pool.acquire().await?)
+}
+
+impl Read {
+    /// The first row, if there is one.
+    pub async fn optional<T>(
+        &mut self,
+        sql: Sql,
+        map: impl FnOnce(&Row) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.rows(sql).await?.first().map(map).transpose()
+    }
+
+    /// The row that a statement without condition always has.
+    pub async fn one<T>(&mut self, sql: Sql, map: impl FnOnce(&Row) -> Result<T>) -> Result<T> {
+        let text = sql.text;
+        let row = self.optional(sql, map).await?;
+        row.ok_or_else(|| Error::broken(format!("no row: {text}")))
+    }
+
+    pub async fn all<T>(&mut self, sql: Sql, map: impl Fn(&Row) -> Result<T>) -> Result<Vec<T>> {
+        self.rows(sql).await?.iter().map(map).collect()
+    }
+
+    async fn rows(&mut self, sql: Sql) -> Result<Vec<Row>> {
+        let span = self.start(&sql)?;
+        let rows = async {
+            match self.connection()? {
+                Connection::Sqlite(connection) => {
+                    let query = sqlx::query_with(sql.text, sql.for_sqlite()?);
+                    let rows = query.fetch_all(connection).await?;
+                    Ok(rows.into_iter().map(Row::Sqlite).collect())
+                }
+                Connection::Postgres(connection) => {
+                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
+                    let rows = query.fetch_all(connection).await?;
+                    Ok(rows.into_iter().map(Row::Postgres).collect())
+                }
+            }
+        };
+        let rows: Result<Vec<Row>> = rows.instrument(span).await;
+        self.failed = rows.is_err();
+        rows
+    }
+
+    fn start(&mut self, sql: &Sql) -> Result<tracing::Span> {
+        if self.failed {
+            return Err(Error::broken("a statement after a failed one"));
+        }
+        self.stats.statements.fetch_add(1, Relaxed);
+        Ok(tracing::trace_span!("sql", text = sql.text))
+    }
+
+    fn connection(&mut self) -> Result<Connection<'_>> {
+        Ok(match &mut self.link {
+            Link::Sqlite(connection) => Connection::Sqlite(connection),
+            Link::SqliteWriter(loan) => Connection::Sqlite(loan.connection()?),
+            Link::Postgres(connection) => Connection::Postgres(connection),
+            Link::PostgresWriter(transaction) => Connection::Postgres(transaction.connection()?),
+        })
+    }
+}
+
+impl Write {
+    /// How many rows it changed.
+    pub async fn execute(&mut self, sql: Sql) -> Result<u64> {
+        let span = self.start(&sql)?;
+        let changed = async {
+            Ok(match self.0.connection()? {
+                Connection::Sqlite(connection) => {
+                    let query = sqlx::query_with(sql.text, sql.for_sqlite()?);
+                    query.execute(connection).await?.rows_affected()
+                }
+                Connection::Postgres(connection) => {
+                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
+                    query.execute(connection).await?.rows_affected()
+                }
+            })
+        };
+        let changed: Result<u64> = changed.instrument(span).await;
+        self.failed = changed.is_err();
+        changed
+    }
+
+    /// Ends the transaction; whether what it did is durable (or, unless `keep`, gone).
+    async fn finish(self, keep: bool) -> Result<bool> {
+        match self.0.link {
+            Link::SqliteWriter(loan) => Ok(loan.finish(keep && !self.0.failed).await),
+            Link::PostgresWriter(transaction) => transaction.finish(keep).await,
+            Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot commit")),
+        }
+    }
+}
+
+/// A transaction on `PostgreSQL`. Dropped before its end, by a panic or a timeout, it takes its
+/// connection with it: what state that is in nobody knows.
+struct Transaction(Option<PoolConnection<Postgres>>);
+
+impl Transaction {
+    async fn begin(pool: &PgPool, isolation: Isolation) -> Result<Self> {
+        let mut transaction = Self(Some(acquire(pool).await?));
+        let begin = match isolation {
+            Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            Isolation::ReadCommitted => "BEGIN ISOLATION LEVEL READ COMMITTED",
+        };
+        sqlx::raw_sql(begin)
+            .execute(transaction.connection()?)
+            .await?;
+        Ok(transaction)
+    }
+
+    fn connection(&mut self) -> Result<&mut PgConnection> {
+        let connection = self.0.as_deref_mut();
+        connection.ok_or_else(|| Error::broken("the transaction has ended"))
+    }
+
+    async fn finish(mut self, keep: bool) -> Result<bool> {
+        let end = if keep { "COMMIT" } else { "ROLLBACK" };
+        sqlx::raw_sql(end).execute(self.connection()?).await?;
+        // Back to the pool, in a known state.
+        drop(self.0.take());
+        Ok(true)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+/// The attempts of one `transact!`.
+pub struct Attempts<'a> {
+    db: &'a Db,
+    isolation: Isolation,
+    dry: bool,
+    made: u32,
+}
+
+/// How often a transaction is tried, and the longest pause before the next attempt.
+const MAX_ATTEMPTS: u32 = 8;
+const MAX_PAUSE_MS: u32 = 100;
+
+impl<'a> Attempts<'a> {
+    /// `dry`: everything is done and rolled back in the end.
+    pub const fn new(db: &'a Db, isolation: Isolation, dry: bool) -> Self {
+        Self {
+            db,
+            isolation,
+            dry,
+            made: 0,
+        }
+    }
+
+    pub async fn begin(&mut self) -> domain::error::Result<Write> {
+        self.made += 1;
+        self.db.begin(self.isolation).await
+    }
+
+    /// Runs a body within its time: the writer must not be held up by one that waits.
+    pub async fn run<T>(
+        &self,
+        body: impl Future<Output = domain::error::Result<T>>,
+    ) -> domain::error::Result<T> {
+        let timeout =
+            || domain::error::Error::Unavailable("a transaction took too long".to_owned());
+        tokio::time::timeout(self.db.transaction_timeout, body)
+            .await
+            .unwrap_or_else(|_| Err(timeout()))
+    }
+
+    /// The outcome once it is durable; `None` to try again.
+    pub async fn finish<T>(
+        &self,
+        write: Write,
+        outcome: domain::error::Result<T>,
+    ) -> Option<domain::error::Result<T>> {
+        let outcome = match write.finish(outcome.is_ok() && !self.dry).await {
+            Ok(true) => outcome,
+            Ok(false) => Err(domain::error::Error::Conflict),
+            // A refusal stands, whether or not its rollback could be confirmed.
+            Err(error) => outcome.and_then(|_| Err(error.into())),
+        };
+        match outcome {
+            Err(domain::error::Error::Conflict) if self.made < MAX_ATTEMPTS => {
+                self.db.stats.retries.fetch_add(1, Relaxed);
+                self.pause().await;
+                None
+            }
+            outcome => Some(outcome),
+        }
+    }
+
+    /// A random pause that grows with the attempts, so that rivals do not meet again.
+    pub async fn pause(&self) {
+        let limit_ms = (1 << self.made).min(MAX_PAUSE_MS);
+        let mut random = [0; 4];
+        self.db.random.fill(&mut random);
+        let pause_us = u64::from(u32::from_le_bytes(random) % (limit_ms * 1000));
+        tokio::time::sleep(Duration::from_micros(pause_us)).await;
+    }
+}
+
+/// Runs the block in one transaction; on a conflict rolls back and runs it again, so it must do
+/// nothing but SQL and pure work, and contain no other `transact!`. Yields its value once that is
+/// durable.
+///
+/// A macro, because a closure that borrows its surroundings, is retried and stays `Send` cannot yet
+/// be written.
+macro_rules! transact {
+    ($db:expr, |$tx:ident| $body:block) => {
+        $crate::store::db::transact!(
+            $crate::store::db::Attempts::new(
+                $db,
+                $crate::store::db::Isolation::Serializable,
+                false
+            ),
+            attempts | $tx | $body
+        )
+    };
+    ($attempts:expr, attempts |$tx:ident| $body:block) => {{
+        let mut attempts = $attempts;
+        loop {
+            let mut write = match attempts.begin().await {
+                Ok(write) => write,
+                Err(error) => break Err(error),
+            };
+            let body = async {
+                let $tx = &mut write;
+                Ok::<_, $crate::domain::error::Error>($body)
+            };
+            let outcome = attempts.run(body).await;
+            if let Some(done) = attempts.finish(write, outcome).await {
+                break done;
+            }
+        }
+    }};
+}
+pub(crate) use transact;

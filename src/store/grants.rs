@@ -1,0 +1,160 @@
+//! Who may hold which scopes, and when.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    db::{Read, Write},
+    error::{Error, Result},
+    sql::{Row, account_kind, sql},
+};
+use crate::domain::{
+    grant::{Grant, MAX_GRANTS, Permission},
+    name::{AccountId, GrantId},
+};
+
+macro_rules! columns {
+    () => {
+        "id, principal_id, principal_kind, role, scope, reason, granted_by, create_time, \
+         start_time, expire_time"
+    };
+}
+
+/// The one place that says how a row becomes a grant.
+fn grant(row: &Row) -> Result<Grant> {
+    let permission = match (row.get("role")?, row.get("scope")?) {
+        (Some(role), None) => Permission::Role(role),
+        (None, Some(scope)) => Permission::Scope(scope),
+        _ => return Err(Error::broken("a grant is of a role or of a scope")),
+    };
+    Ok(Grant {
+        id: row.get("id")?,
+        principal: row.get_account("principal_kind", "principal_id")?,
+        permission,
+        reason: row.get("reason")?,
+        granted_by: row.get("granted_by")?,
+        create_time: row.get("create_time")?,
+        start_time: row.get("start_time")?,
+        expire_time: row.get("expire_time")?,
+    })
+}
+
+pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
+    let sql = sql!("SELECT ", columns!(), " FROM grants WHERE id = $1").bind(id);
+    db.optional(sql, grant).await
+}
+
+/// All grants of a principal, of which there are at most [`MAX_GRANTS`].
+pub async fn list_all(db: &mut Read, principal: AccountId) -> Result<Vec<Grant>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM grants WHERE principal_id = $1 AND principal_kind = $2 ORDER BY id LIMIT $3"
+    );
+    let limit = i64::try_from(MAX_GRANTS).unwrap_or(i64::MAX);
+    db.all(
+        sql.bind(principal)
+            .bind(account_kind(principal))
+            .bind(limit),
+        grant,
+    )
+    .await
+}
+
+/// Which grants to list, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    pub principal: Option<AccountId>,
+    pub role: Option<String>,
+    pub scope: Option<String>,
+}
+
+/// Where a page ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cursor(Uuid);
+
+impl Cursor {
+    pub const fn after(grant: &Grant) -> Self {
+        Self(grant.id.0)
+    }
+}
+
+pub async fn list(
+    db: &mut Read,
+    query: &Query,
+    after: Option<&Cursor>,
+    limit: i64,
+) -> Result<Vec<Grant>> {
+    let after = after.map_or(Uuid::nil(), |cursor| cursor.0);
+    let sql = match (query.principal, &query.role, &query.scope) {
+        (Some(principal), role, scope) => sql!(
+            "SELECT ",
+            columns!(),
+            " FROM grants
+              WHERE principal_id = $1 AND principal_kind = $2 AND ($3 IS NULL OR role = $3)
+                AND ($4 IS NULL OR scope = $4) AND id > $5
+              ORDER BY id LIMIT $6"
+        )
+        .bind(principal)
+        .bind(account_kind(principal))
+        .bind(role.as_deref())
+        .bind(scope.as_deref()),
+        (None, Some(role), scope) => sql!(
+            "SELECT ",
+            columns!(),
+            " FROM grants WHERE role = $1 AND ($2 IS NULL OR scope = $2) AND id > $3
+              ORDER BY id LIMIT $4"
+        )
+        .bind(role.as_str())
+        .bind(scope.as_deref()),
+        (None, None, Some(scope)) => sql!(
+            "SELECT ",
+            columns!(),
+            " FROM grants WHERE scope = $1 AND id > $2 ORDER BY id LIMIT $3"
+        )
+        .bind(scope.as_str()),
+        (None, None, None) => {
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM grants WHERE id > $1 ORDER BY id LIMIT $2"
+            )
+        }
+    };
+    db.all(sql.bind(after).bind(limit), grant).await
+}
+
+pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
+    let (role, scope) = match &grant.permission {
+        Permission::Role(role) => (Some(role.as_str()), None),
+        Permission::Scope(scope) => (None, Some(scope.as_str())),
+    };
+    let sql = sql!(
+        "INSERT INTO grants (id, principal_id, principal_kind, role, scope, reason, granted_by,
+            create_time, start_time, expire_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+    )
+    .bind(grant.id)
+    .bind(grant.principal)
+    .bind(account_kind(grant.principal))
+    .bind(role)
+    .bind(scope)
+    .bind(grant.reason.as_str())
+    .bind(grant.granted_by.as_str())
+    .bind(grant.create_time)
+    .bind(grant.start_time)
+    .bind(grant.expire_time);
+    db.execute(sql).await.map(drop)
+}
+
+pub async fn delete(db: &mut Write, id: GrantId) -> Result<bool> {
+    Ok(db
+        .execute(sql!("DELETE FROM grants WHERE id = $1").bind(id))
+        .await?
+        == 1)
+}
+
+pub async fn delete_all(db: &mut Write, principal: AccountId) -> Result<()> {
+    let sql = sql!("DELETE FROM grants WHERE principal_id = $1").bind(principal);
+    db.execute(sql).await.map(drop)
+}

@@ -1,0 +1,26 @@
+//! The SQL, and nothing else: what is stored, how it is found.
+//!
+//! Functions take `&mut Read` or `&mut Write` and report facts: a row or none, how many changed, a
+//! duplicate. What a fact means is decided by the caller, what a caller sees by `grpc::status`.
+//! Invariant: sqlx is named in this folder and nowhere else.
+
+pub mod credentials;
+pub mod db;
+mod error;
+pub mod events;
+pub mod grants;
+pub mod leases;
+pub mod meta;
+pub mod open;
+pub mod password_resets;
+pub mod requests;
+pub mod sessions;
+pub mod signing_keys;
+mod sql;
+mod sqlite;
+pub mod system_accounts;
+pub mod throttles;
+pub mod tokens;
+pub mod users;
+
+pub(crate) use db::transact;

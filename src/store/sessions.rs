@@ -1,0 +1,229 @@
+//! Sign-ins of people.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    db::{Read, Write},
+    error::{Error, Result},
+    sql::{Row, sql},
+    users::lifecycle,
+};
+use crate::domain::{
+    account::Lifecycle,
+    error,
+    name::{CredentialId, SessionId, UserId},
+    session::{Device, EndReason, Family, Session},
+    time::Timestamp,
+};
+
+macro_rules! columns {
+    () => {
+        "s.user_id, s.id, s.revision, s.device_name, s.user_agent, s.address, s.client_id, \
+         s.credential_id, s.acr, s.amr, s.auth_time, s.create_time, s.last_used_time, \
+         s.idle_expire_time, s.expire_time AS session_expire_time, s.end_time, s.end_reason, \
+         s.seed, s.generation, s.rotate_time"
+    };
+}
+
+/// The one place that says how a row becomes a session.
+fn session(row: &Row) -> Result<Session> {
+    let ended: Option<Timestamp> = row.get("end_time")?;
+    let ended = match ended {
+        None => None,
+        Some(time) => Some((time, row.get_parsed("end_reason", EndReason::parse)?)),
+    };
+    let seed: Vec<u8> = row.get("seed")?;
+    let generation: i64 = row.get("generation")?;
+    Ok(Session {
+        id: row.get("id")?,
+        user: row.get("user_id")?,
+        revision: row.get("revision")?,
+        device: Device {
+            display_name: row.get("device_name")?,
+            user_agent: row.get("user_agent")?,
+            address: row.get("address")?,
+        },
+        client: row.get("client_id")?,
+        credential: row.get("credential_id")?,
+        acr: row.get("acr")?,
+        amr: row.get_json("amr")?,
+        auth_time: row.get("auth_time")?,
+        create_time: row.get("create_time")?,
+        last_used_time: row.get("last_used_time")?,
+        idle_expire_time: row.get("idle_expire_time")?,
+        expire_time: row.get("session_expire_time")?,
+        ended,
+        family: Family {
+            seed: seed
+                .try_into()
+                .map_err(|_| Error::broken("seed: not 32 bytes"))?,
+            generation: u32::try_from(generation).map_err(Error::broken)?,
+            rotate_time: row.get("rotate_time")?,
+        },
+    })
+}
+
+pub async fn find(db: &mut Read, user: UserId, id: SessionId) -> Result<Option<Session>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM sessions s WHERE s.user_id = $1 AND s.id = $2"
+    );
+    db.optional(sql.bind(user).bind(id), session).await
+}
+
+/// A session together with the state of its user, in one statement.
+pub async fn find_with_user(
+    db: &mut Read,
+    user: UserId,
+    id: SessionId,
+) -> Result<Option<(Session, Lifecycle)>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", u.state, u.state_reason, u.state_until_time, u.expire_time, u.delete_time, u.purge_time
+          FROM sessions s JOIN users u ON u.id = s.user_id
+          WHERE s.user_id = $1 AND s.id = $2"
+    );
+    let both = |row: &Row| Ok((session(row)?, lifecycle(row)?));
+    db.optional(sql.bind(user).bind(id), both).await
+}
+
+/// Where a page ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cursor(Uuid);
+
+impl Cursor {
+    pub const fn after(session: &Session) -> Self {
+        Self(session.id.0)
+    }
+}
+
+/// Newest first; with `show_ended` also those that are over.
+pub async fn list(
+    db: &mut Read,
+    user: UserId,
+    show_ended: bool,
+    now: Timestamp,
+    after: Option<&Cursor>,
+    limit: i64,
+) -> Result<Vec<Session>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM sessions s
+          WHERE s.user_id = $1 AND s.id < $2
+            AND ($3 OR (s.end_time IS NULL AND s.idle_expire_time > $4 AND s.expire_time > $4))
+          ORDER BY s.id DESC LIMIT $5"
+    )
+    .bind(user)
+    .bind(after.map_or(Uuid::max(), |cursor| cursor.0))
+    .bind(show_ended)
+    .bind(now)
+    .bind(limit);
+    db.all(sql, session).await
+}
+
+pub async fn insert(db: &mut Write, session: &Session) -> Result<()> {
+    let sql = sql!(
+        "INSERT INTO sessions (user_id, id, revision, device_name, user_agent, address, client_id,
+            credential_id, acr, amr, auth_time, create_time, last_used_time, idle_expire_time,
+            expire_time, seed, generation, rotate_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+    )
+    .bind(session.user)
+    .bind(session.id)
+    .bind(session.revision)
+    .bind(session.device.display_name.as_str())
+    .bind(session.device.user_agent.as_str())
+    .bind(session.device.address)
+    .bind(session.client)
+    .bind(session.credential)
+    .bind(session.acr.as_str())
+    .bind_json(&session.amr)
+    .bind(session.auth_time)
+    .bind(session.create_time)
+    .bind(session.last_used_time)
+    .bind(session.idle_expire_time)
+    .bind(session.expire_time)
+    .bind(&session.family.seed[..])
+    .bind(i64::from(session.family.generation))
+    .bind(session.family.rotate_time);
+    db.execute(sql).await.map(drop)
+}
+
+/// Puts the next generation in the place of the live one: of all who try this with the same
+/// session, one succeeds.
+pub async fn rotate(db: &mut Write, session: &Session) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE sessions SET generation = $3, rotate_time = $4, last_used_time = $4,
+            idle_expire_time = $5
+         WHERE user_id = $1 AND id = $2 AND generation = $3 - 1 AND end_time IS NULL"
+    )
+    .bind(session.user)
+    .bind(session.id)
+    .bind(i64::from(session.family.generation))
+    .bind(session.family.rotate_time)
+    .bind(session.idle_expire_time);
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Ends one session unless it has ended.
+pub async fn end(
+    db: &mut Write,
+    user: UserId,
+    id: SessionId,
+    now: Timestamp,
+    reason: EndReason,
+) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE sessions SET end_time = $3, end_reason = $4, revision = revision + 1
+         WHERE user_id = $1 AND id = $2 AND end_time IS NULL"
+    )
+    .bind(user)
+    .bind(id)
+    .bind(now)
+    .bind(reason.name());
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Which of a user's sessions to end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Which {
+    /// Only those that began with this credential.
+    pub credential: Option<CredentialId>,
+    /// All but this one.
+    pub except: Option<SessionId>,
+}
+
+/// Ends the live sessions of a user; how many.
+pub async fn end_all(
+    db: &mut Write,
+    user: UserId,
+    which: Which,
+    now: Timestamp,
+    reason: EndReason,
+) -> error::Result<i32> {
+    let sql = sql!(
+        "UPDATE sessions SET end_time = $2, end_reason = $3, revision = revision + 1
+         WHERE user_id = $1 AND end_time IS NULL AND idle_expire_time > $2 AND expire_time > $2
+            AND ($4 IS NULL OR credential_id = $4) AND ($5 IS NULL OR id <> $5)"
+    )
+    .bind(user)
+    .bind(now)
+    .bind(reason.name())
+    .bind(which.credential)
+    .bind(which.except);
+    let ended = db.execute(sql).await?;
+    Ok(i32::try_from(ended).unwrap_or(i32::MAX))
+}
+
+/// Forgets sessions that were over before `before`.
+pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
+    let sql = sql!(
+        "DELETE FROM sessions WHERE (user_id, id) IN (
+            SELECT user_id, id FROM sessions WHERE expire_time < $1 ORDER BY expire_time LIMIT $2)"
+    );
+    db.execute(sql.bind(before).bind(limit)).await
+}

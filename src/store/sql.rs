@@ -1,0 +1,333 @@
+//! One SQL text, two drivers: statements with their values, and rows read by column name.
+//!
+//! The portable subset, which `tests/house` checks by preparing every statement on both engines:
+//! `$1` placeholders, explicit columns, `RETURNING`, `ON CONFLICT … DO UPDATE`, row values, `EXISTS`,
+//! `LIMIT $n`; no `now()`, no `LIKE`, no arrays, no `OFFSET`, no engine's own functions.
+//! Invariant: the text of a statement is a literal, so nothing a caller sends can become part of it.
+
+use std::net::IpAddr;
+
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{
+    Arguments as _, Row as _,
+    postgres::{PgArguments, PgRow},
+    sqlite::{SqliteArguments, SqliteRow},
+};
+use uuid::Uuid;
+
+use super::error::{Error, Result};
+use crate::domain::{
+    name::{AccountId, CredentialId, EventId, GrantId, SessionId, SystemAccountId, UserId},
+    time::Timestamp,
+};
+
+/// A statement: its text, and its values in the order `$1, $2, …`.
+pub struct Sql {
+    pub(super) text: &'static str,
+    expected: usize,
+    values: Vec<Value>,
+}
+
+/// `sql!("SELECT … WHERE id = $1")`: takes literals only, joins them, and counts the placeholders at
+/// compile time. A list of columns that several statements share is a macro: `sql!("SELECT ",
+/// columns!(), " FROM …")`.
+macro_rules! sql {
+    ($($part:expr),+) => {{
+        const TEXT: &str = concat!($($part),+);
+        const EXPECTED: usize = $crate::store::sql::placeholders(TEXT);
+        $crate::store::sql::Sql::new(TEXT, EXPECTED)
+    }};
+}
+pub(super) use sql;
+
+/// What columns hold. `None` is a NULL of that type.
+#[derive(Clone, Debug)]
+pub enum Value {
+    Bool(Option<bool>),
+    Int(Option<i64>),
+    Text(Option<String>),
+    Bytes(Option<Vec<u8>>),
+    Id(Option<Uuid>),
+}
+
+impl Sql {
+    pub const fn new(text: &'static str, expected: usize) -> Self {
+        Self {
+            text,
+            expected,
+            values: Vec::new(),
+        }
+    }
+
+    pub fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
+
+    /// A list or map, kept as JSON text.
+    pub fn bind_json(self, value: &impl Serialize) -> Self {
+        // Lists and maps of text cannot fail to serialise.
+        self.bind(serde_json::to_string(value).unwrap_or_default())
+    }
+
+    pub(super) fn for_sqlite(self) -> Result<SqliteArguments> {
+        self.check()?;
+        let mut arguments = SqliteArguments::default();
+        for value in self.values {
+            match value {
+                Value::Bool(value) => arguments.add(value),
+                Value::Int(value) => arguments.add(value),
+                Value::Text(value) => arguments.add(value),
+                Value::Bytes(value) => arguments.add(value),
+                Value::Id(value) => arguments.add(value),
+            }
+            .map_err(Error::broken)?;
+        }
+        Ok(arguments)
+    }
+
+    pub(super) fn for_postgres(self) -> Result<PgArguments> {
+        self.check()?;
+        let mut arguments = PgArguments::default();
+        for value in self.values {
+            match value {
+                Value::Bool(value) => arguments.add(value),
+                Value::Int(value) => arguments.add(value),
+                Value::Text(value) => arguments.add(value),
+                Value::Bytes(value) => arguments.add(value),
+                Value::Id(value) => arguments.add(value),
+            }
+            .map_err(Error::broken)?;
+        }
+        Ok(arguments)
+    }
+
+    /// SQLite takes a value that was forgotten for NULL; here it is an error on both engines.
+    fn check(&self) -> Result<()> {
+        if self.values.len() == self.expected {
+            return Ok(());
+        }
+        let (bound, expected) = (self.values.len(), self.expected);
+        Err(Error::broken(format!(
+            "{bound} values for {expected} placeholders: {}",
+            self.text
+        )))
+    }
+}
+
+/// The highest `$n` of a statement.
+///
+/// Panics, at compile time, on a bare `$` and on `?`.
+pub const fn placeholders(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let (mut highest, mut i) = (0, 0);
+    while i < bytes.len() {
+        assert!(bytes[i] != b'?', "placeholders are written $1, $2, …");
+        if bytes[i] == b'$' {
+            let mut number = 0;
+            i += 1;
+            while i < bytes.len() && bytes[i].is_ascii_digit() {
+                number = number * 10 + (bytes[i] - b'0') as usize;
+                i += 1;
+            }
+            assert!(number > 0, "a placeholder needs its number");
+            if number > highest {
+                highest = number;
+            }
+        } else {
+            i += 1;
+        }
+    }
+    highest
+}
+
+/// One row of a result.
+pub enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    /// The value of a column, or an error that names the column. A NULL is an error unless the type
+    /// is an `Option`: read as a plain type, SQLite's driver would make it 0, false or "".
+    pub fn get<T: Column>(&self, column: &'static str) -> Result<T> {
+        T::read(self, column)
+    }
+
+    /// A list or map kept as JSON text.
+    pub fn get_json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T> {
+        let text: String = self.get(column)?;
+        serde_json::from_str(&text).map_err(|error| Error::broken(format!("{column}: {error}")))
+    }
+
+    /// Text that stands for something: `parse` says for what.
+    pub fn get_parsed<T>(
+        &self,
+        column: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T> {
+        let text: String = self.get(column)?;
+        parse(&text).ok_or_else(|| Error::broken(format!("{column}: unexpected `{text}`")))
+    }
+
+    /// An account: its kind in one column, its id in another.
+    pub fn get_account(&self, kind: &'static str, id: &'static str) -> Result<AccountId> {
+        let id: Uuid = self.get(id)?;
+        self.get_parsed(kind, |kind| account(kind, id))
+    }
+}
+
+/// What a column can be read as.
+pub trait Column: Sized {
+    fn read(row: &Row, column: &'static str) -> Result<Self>;
+}
+
+/// The kind of an account, as the `…_kind` columns hold it.
+pub const fn account_kind(id: AccountId) -> &'static str {
+    match id {
+        AccountId::User(_) => "user",
+        AccountId::System(_) => "system_account",
+    }
+}
+
+pub fn account(kind: &str, id: Uuid) -> Option<AccountId> {
+    match kind {
+        "user" => Some(AccountId::User(UserId(id))),
+        "system_account" => Some(AccountId::System(SystemAccountId(id))),
+        _ => None,
+    }
+}
+
+/// The types that both drivers know.
+macro_rules! native {
+    ($($type:ty => $variant:ident,)*) => {$(
+        impl From<$type> for Value {
+            fn from(value: $type) -> Self { Self::$variant(Some(value)) }
+        }
+        impl From<Option<$type>> for Value {
+            fn from(value: Option<$type>) -> Self { Self::$variant(value) }
+        }
+        impl Column for Option<$type> {
+            fn read(row: &Row, column: &'static str) -> Result<Self> {
+                match row {
+                    Row::Sqlite(row) => row.try_get(column),
+                    Row::Postgres(row) => row.try_get(column),
+                }
+                .map_err(|error| Error::broken(format!("{column}: {error}")))
+            }
+        }
+        impl Column for $type {
+            fn read(row: &Row, column: &'static str) -> Result<Self> {
+                Option::<Self>::read(row, column)?
+                    .ok_or_else(|| Error::broken(format!("{column}: unexpected NULL")))
+            }
+        }
+    )*};
+}
+
+native! {
+    bool => Bool,
+    i64 => Int,
+    String => Text,
+    Vec<u8> => Bytes,
+    Uuid => Id,
+}
+
+/// Types of ours that a native one carries: how to get there and back.
+macro_rules! column {
+    ($($type:ty: $native:ty, $to:expr, $from:expr;)*) => {$(
+        impl From<$type> for Value {
+            fn from(value: $type) -> Self { <$native>::into($to(value)) }
+        }
+        impl From<Option<$type>> for Value {
+            fn from(value: Option<$type>) -> Self { Option::<$native>::into(value.map($to)) }
+        }
+        impl Column for $type {
+            fn read(row: &Row, column: &'static str) -> Result<Self> {
+                <$native>::read(row, column).map($from)
+            }
+        }
+        impl Column for Option<$type> {
+            fn read(row: &Row, column: &'static str) -> Result<Self> {
+                Ok(Option::<$native>::read(row, column)?.map($from))
+            }
+        }
+    )*};
+}
+
+column! {
+    Timestamp: i64, Timestamp::micros, Timestamp::from_micros;
+    UserId: Uuid, |id: UserId| id.0, UserId;
+    SystemAccountId: Uuid, |id: SystemAccountId| id.0, SystemAccountId;
+    CredentialId: Uuid, |id: CredentialId| id.0, CredentialId;
+    SessionId: Uuid, |id: SessionId| id.0, SessionId;
+    GrantId: Uuid, |id: GrantId| id.0, GrantId;
+    EventId: Uuid, |id: EventId| id.0, EventId;
+}
+
+impl From<AccountId> for Value {
+    fn from(id: AccountId) -> Self {
+        id.uuid().into()
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<Option<&str>> for Value {
+    fn from(text: Option<&str>) -> Self {
+        text.map(str::to_owned).into()
+    }
+}
+
+impl From<&[u8]> for Value {
+    fn from(bytes: &[u8]) -> Self {
+        bytes.to_vec().into()
+    }
+}
+
+impl From<Option<IpAddr>> for Value {
+    fn from(address: Option<IpAddr>) -> Self {
+        address.map(|address| address.to_string()).into()
+    }
+}
+
+impl Column for Option<IpAddr> {
+    fn read(row: &Row, column: &'static str) -> Result<Self> {
+        let text: Option<String> = row.get(column)?;
+        let parse = |text: String| {
+            text.parse()
+                .map_err(|_| Error::broken(format!("{column}: {text}")))
+        };
+        text.map(parse).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_placeholder_counts() {
+        assert_eq!(placeholders("SELECT 1"), 0);
+        assert_eq!(placeholders("SELECT $2, $1, $2"), 2);
+        assert_eq!(placeholders("VALUES ($1, $12)"), 12);
+    }
+
+    #[test]
+    fn a_forgotten_value_is_an_error() {
+        assert!(sql!("SELECT $1, $2").bind(1).for_sqlite().is_err());
+        assert!(
+            sql!("SELECT $1, $2")
+                .bind(1)
+                .bind(2)
+                .bind(3)
+                .for_postgres()
+                .is_err()
+        );
+        assert!(sql!("SELECT $1, $2").bind(1).bind(2).for_sqlite().is_ok());
+    }
+}

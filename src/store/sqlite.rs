@@ -1,0 +1,193 @@
+//! Writing on SQLite: one connection, lent to one transaction after another, one fsync for many.
+//!
+//! A task owns the connection. Whoever wants to write waits in its queue, gets the connection on
+//! loan with a savepoint open in it, and gives it back by finishing or by being dropped. When nobody
+//! waits any more, or the batch is full, one COMMIT makes all of them durable, and only then is any
+//! of them answered, also those that refused: a refusal may rest on what the same batch wrote.
+//! Invariant: at most one writer, and no answer before the COMMIT that covers it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    db::Stats,
+    error::{Error, Result},
+};
+
+/// Most transactions in one COMMIT, and the longest a batch may gather.
+const MAX_BATCH: usize = 128;
+const MAX_GATHER: Duration = Duration::from_millis(20);
+/// Most callers waiting for the connection.
+const MAX_WAITING: usize = 4096;
+
+/// The queue for the writing connection.
+#[derive(Clone)]
+pub struct Lane(mpsc::Sender<Caller>);
+
+/// Somebody who waits for the connection.
+type Caller = oneshot::Sender<Loan>;
+
+/// The writing connection in one borrower's hands.
+pub struct Loan {
+    connection: Option<SqliteConnection>,
+    back: Option<oneshot::Sender<Return>>,
+}
+
+/// The connection on its way back.
+struct Return {
+    connection: SqliteConnection,
+    /// Whether what was done is to stay.
+    keep: bool,
+    /// Who waits for the COMMIT; nobody if the borrower vanished.
+    answer: Option<oneshot::Sender<bool>>,
+}
+
+impl Lane {
+    pub fn open(options: SqliteConnectOptions, stats: Arc<Stats>) -> Self {
+        let (queue, callers) = mpsc::channel(MAX_WAITING);
+        tokio::spawn(lend(options, callers, stats));
+        Self(queue)
+    }
+
+    pub async fn borrow(&self) -> Result<Loan> {
+        let (caller, loan) = oneshot::channel();
+        if self.0.send(caller).await.is_err() {
+            return Err(Error::Unavailable("the writer has stopped".to_owned()));
+        }
+        // A caller is dropped only when the batch it was to join has failed.
+        loan.await.map_err(|_| Error::Conflict)
+    }
+}
+
+impl Loan {
+    pub fn connection(&mut self) -> Result<&mut SqliteConnection> {
+        self.connection
+            .as_mut()
+            .ok_or_else(|| Error::broken("the loan was given back"))
+    }
+
+    /// Gives the connection back and waits for the COMMIT of the batch; false if that failed and
+    /// nothing of the batch remains.
+    pub async fn finish(mut self, keep: bool) -> bool {
+        let (answer, committed) = oneshot::channel();
+        self.give_back(keep, Some(answer));
+        committed.await.unwrap_or(false)
+    }
+
+    fn give_back(&mut self, keep: bool, answer: Option<oneshot::Sender<bool>>) {
+        if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
+            // If the lender is gone there is nobody left to give it to.
+            let _ = back.send(Return {
+                connection,
+                keep,
+                answer,
+            });
+        }
+    }
+}
+
+impl Drop for Loan {
+    /// A body that panicked or ran out of time: what it did is rolled back.
+    fn drop(&mut self) {
+        self.give_back(false, None);
+    }
+}
+
+/// The lender: runs batch after batch until nobody can ask any more.
+async fn lend(
+    options: SqliteConnectOptions,
+    mut callers: mpsc::Receiver<Caller>,
+    stats: Arc<Stats>,
+) {
+    let mut kept = None;
+    // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
+    let mut singly = 0_usize;
+    while let Some(first) = callers.recv().await {
+        let connection = match kept.take() {
+            Some(connection) => connection,
+            None => match SqliteConnection::connect_with(&options).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::error!(%error, "cannot open the writing connection");
+                    continue;
+                }
+            },
+        };
+        let limit = if singly > 0 { 1 } else { MAX_BATCH };
+        let mut answers = Vec::new();
+        let outcome = batch(connection, first, &mut callers, limit, &mut answers).await;
+        stats.batch(answers.len());
+        let committed = outcome.is_ok();
+        singly = if committed {
+            singly.saturating_sub(1)
+        } else {
+            singly.max(answers.len())
+        };
+        match outcome {
+            Ok(connection) => kept = Some(connection),
+            // The connection is closed, which rolls the whole batch back.
+            Err(error) => tracing::error!(%error, "a batch of transactions failed"),
+        }
+        for answer in answers.into_iter().flatten() {
+            // A borrower that has gone meanwhile needs no answer.
+            let _ = answer.send(committed);
+        }
+    }
+}
+
+/// Lends the connection to `first` and to whoever waits by then, and commits for all of them.
+async fn batch(
+    mut connection: SqliteConnection,
+    first: Caller,
+    callers: &mut mpsc::Receiver<Caller>,
+    limit: usize,
+    answers: &mut Vec<Option<oneshot::Sender<bool>>>,
+) -> sqlx::Result<SqliteConnection> {
+    let since = Instant::now();
+    let (mut open, mut close) = ("BEGIN IMMEDIATE; SAVEPOINT body", "COMMIT");
+    let mut next = Some(first);
+    while let Some(caller) = next {
+        execute(&mut connection, open).await?;
+        let (back, returned) = oneshot::channel();
+        let loan = Loan {
+            connection: Some(connection),
+            back: Some(back),
+        };
+        let returned = match caller.send(loan) {
+            Ok(()) => returned.await.map_err(|_| sqlx::Error::WorkerCrashed)?,
+            // It gave up while waiting.
+            Err(mut unread) => Return {
+                connection: unread.connection.take().ok_or(sqlx::Error::WorkerCrashed)?,
+                keep: false,
+                answer: None,
+            },
+        };
+        connection = returned.connection;
+        answers.push(returned.answer);
+        (open, close) = if returned.keep {
+            ("RELEASE body; SAVEPOINT body", "COMMIT")
+        } else {
+            ("ROLLBACK TO body", "ROLLBACK TO body; COMMIT")
+        };
+        let may_grow = answers.len() < limit && since.elapsed() < MAX_GATHER;
+        next = if may_grow {
+            callers.try_recv().ok()
+        } else {
+            None
+        };
+    }
+    execute(&mut connection, close).await?;
+    Ok(connection)
+}
+
+async fn execute(connection: &mut SqliteConnection, statements: &'static str) -> sqlx::Result<()> {
+    sqlx::raw_sql(statements)
+        .execute(connection)
+        .await
+        .map(drop)
+}

@@ -1,0 +1,461 @@
+//! People, and the identifiers by which they are found.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    db::{Read, Write},
+    error::{OnDuplicate as _, Result},
+    sql::{Row, sql},
+};
+use crate::domain::{
+    account::{Lifecycle, State},
+    error::{self, Error},
+    identifier::{self, Username},
+    name::{CredentialId, UserId},
+    password::PasswordHash,
+    time::Timestamp,
+    user::{Profile, User},
+};
+
+macro_rules! columns {
+    () => {
+        "u.id, u.revision, u.state, u.state_reason, u.state_until_time, u.expire_time, \
+         u.delete_time, u.purge_time, u.username, u.username_key, u.display_name, u.given_name, \
+         u.family_name, u.language_code, u.time_zone, u.external_ids, u.attributes, \
+         u.admin_attributes, u.create_time, u.update_time, u.last_sign_in_time"
+    };
+}
+
+/// The one place that says how a row becomes a user.
+fn user(row: &Row) -> Result<User> {
+    let username: Option<String> = row.get("username")?;
+    let key: Option<String> = row.get("username_key")?;
+    Ok(User {
+        id: row.get("id")?,
+        revision: row.get("revision")?,
+        lifecycle: lifecycle(row)?,
+        profile: Profile {
+            username: username
+                .zip(key)
+                .map(|(text, key)| Username::from_stored(text, key)),
+            display_name: row.get("display_name")?,
+            given_name: row.get("given_name")?,
+            family_name: row.get("family_name")?,
+            language_code: row.get("language_code")?,
+            time_zone: row.get("time_zone")?,
+            external_ids: row.get_json("external_ids")?,
+            attributes: row.get("attributes")?,
+            admin_attributes: row.get("admin_attributes")?,
+        },
+        create_time: row.get("create_time")?,
+        update_time: row.get("update_time")?,
+        last_sign_in_time: row.get("last_sign_in_time")?,
+    })
+}
+
+/// The state columns, which users and system accounts have alike.
+pub(super) fn lifecycle(row: &Row) -> Result<Lifecycle> {
+    Ok(Lifecycle {
+        state: row.get_parsed("state", State::parse)?,
+        reason: row.get("state_reason")?,
+        until_time: row.get("state_until_time")?,
+        expire_time: row.get("expire_time")?,
+        delete_time: row.get("delete_time")?,
+        purge_time: row.get("purge_time")?,
+    })
+}
+
+pub async fn find(db: &mut Read, id: UserId) -> Result<Option<User>> {
+    let sql = sql!("SELECT ", columns!(), " FROM users u WHERE u.id = $1").bind(id);
+    db.optional(sql, user).await
+}
+
+/// How many users one statement finds.
+pub const FIND_ALL: usize = 20;
+
+/// Those of up to [`FIND_ALL`] users that exist, in no order.
+pub async fn find_all(db: &mut Read, ids: &[UserId]) -> Result<Vec<User>> {
+    let mut sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM users u WHERE u.id IN ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+         $15, $16, $17, $18, $19, $20)"
+    );
+    let padding = ids.last().copied().unwrap_or(UserId(Uuid::nil()));
+    for place in 0..FIND_ALL {
+        sql = sql.bind(ids.get(place).copied().unwrap_or(padding));
+    }
+    db.all(sql, user).await
+}
+
+/// What kind of identifier a key is of.
+#[derive(Clone, Copy, Debug)]
+pub enum IdentifierKind {
+    Username,
+    ExternalId,
+}
+
+impl IdentifierKind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Username => "username",
+            Self::ExternalId => "external_id",
+        }
+    }
+}
+
+pub async fn find_by_identifier(
+    db: &mut Read,
+    kind: IdentifierKind,
+    key: &str,
+) -> Result<Option<User>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM login_identifiers i JOIN users u ON u.id = i.user_id
+          WHERE i.kind = $1 AND i.value_key = $2"
+    );
+    db.optional(sql.bind(kind.name()).bind(key), user).await
+}
+
+/// What a sign-in with a password needs to know, in one statement whether or not there is such a
+/// user.
+#[derive(Clone, Debug)]
+pub struct PasswordOwner {
+    pub user: User,
+    /// The password, if the user has one.
+    pub password: Option<(CredentialId, PasswordHash)>,
+}
+
+fn password_owner(row: &Row) -> Result<PasswordOwner> {
+    let credential: Option<CredentialId> = row.get("credential_id")?;
+    let hash: Option<String> = row.get("password_hash")?;
+    Ok(PasswordOwner {
+        user: user(row)?,
+        password: credential.zip(hash.map(PasswordHash::from_stored)),
+    })
+}
+
+pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<PasswordOwner>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", c.id AS credential_id, c.password_hash
+          FROM login_identifiers i JOIN users u ON u.id = i.user_id
+          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'
+          WHERE i.kind = 'username' AND i.value_key = $1"
+    );
+    db.optional(sql.bind(key), password_owner).await
+}
+
+pub async fn find_with_password(db: &mut Read, id: UserId) -> Result<Option<PasswordOwner>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", c.id AS credential_id, c.password_hash
+          FROM users u LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'
+          WHERE u.id = $1"
+    );
+    db.optional(sql.bind(id), password_owner).await
+}
+
+/// Which users to list.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub order: Order,
+    pub state: Option<State>,
+    /// Whether deleted users are listed although no state is asked for.
+    pub show_deleted: bool,
+    /// First and last `create_time`.
+    pub created: (Timestamp, Timestamp),
+    /// First and last canonical username.
+    pub usernames: (String, String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    CreateTime,
+    CreateTimeDescending,
+    Username,
+}
+
+/// Where a page ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cursor {
+    time: i64,
+    username: String,
+    id: Uuid,
+}
+
+impl Cursor {
+    pub fn after(user: &User) -> Self {
+        Self {
+            time: user.create_time.micros(),
+            username: user
+                .profile
+                .username
+                .as_ref()
+                .map_or("", Username::key)
+                .to_owned(),
+            id: user.id.0,
+        }
+    }
+}
+
+pub async fn list(
+    db: &mut Read,
+    query: &Query,
+    after: Option<&Cursor>,
+    limit: i64,
+) -> Result<Vec<User>> {
+    let (first, last) = query.created;
+    let state = query.state.map(State::name);
+    let sql = match (query.order, state) {
+        (Order::Username, _) => {
+            let (username, id) = after.map_or(("", Uuid::nil()), |c| (&c.username, c.id));
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM users u
+                  WHERE u.username_key >= $1 AND u.username_key <= $2
+                    AND (u.username_key, u.id) > ($3, $4)
+                    AND u.create_time >= $5 AND u.create_time <= $6
+                    AND ($7 IS NULL OR u.state = $7) AND ($8 OR u.state <> 'DELETED')
+                  ORDER BY u.username_key, u.id LIMIT $9"
+            )
+            .bind(query.usernames.0.as_str())
+            .bind(query.usernames.1.as_str())
+            .bind(username)
+            .bind(id)
+            .bind(first)
+            .bind(last)
+            .bind(state)
+            .bind(query.show_deleted || state.is_some())
+        }
+        (Order::CreateTime, None) => {
+            let (time, id) = ascending(after, first);
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM users u
+                  WHERE (u.create_time, u.id) > ($1, $2) AND u.create_time <= $3
+                    AND ($4 OR u.state <> 'DELETED')
+                  ORDER BY u.create_time, u.id LIMIT $5"
+            )
+            .bind(time)
+            .bind(id)
+            .bind(last)
+            .bind(query.show_deleted)
+        }
+        (Order::CreateTime, Some(state)) => {
+            let (time, id) = ascending(after, first);
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM users u
+                  WHERE u.state = $1 AND (u.create_time, u.id) > ($2, $3) AND u.create_time <= $4
+                  ORDER BY u.create_time, u.id LIMIT $5"
+            )
+            .bind(state)
+            .bind(time)
+            .bind(id)
+            .bind(last)
+        }
+        (Order::CreateTimeDescending, None) => {
+            let (time, id) = descending(after, last);
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM users u
+                  WHERE (u.create_time, u.id) < ($1, $2) AND u.create_time >= $3
+                    AND ($4 OR u.state <> 'DELETED')
+                  ORDER BY u.create_time DESC, u.id DESC LIMIT $5"
+            )
+            .bind(time)
+            .bind(id)
+            .bind(first)
+            .bind(query.show_deleted)
+        }
+        (Order::CreateTimeDescending, Some(state)) => {
+            let (time, id) = descending(after, last);
+            sql!(
+                "SELECT ",
+                columns!(),
+                " FROM users u
+                  WHERE u.state = $1 AND (u.create_time, u.id) < ($2, $3) AND u.create_time >= $4
+                  ORDER BY u.create_time DESC, u.id DESC LIMIT $5"
+            )
+            .bind(state)
+            .bind(time)
+            .bind(id)
+            .bind(first)
+        }
+    };
+    db.all(sql.bind(limit), user).await
+}
+
+/// Where an ascending page starts: after the last row, or just before the first time.
+fn ascending(after: Option<&Cursor>, first: Timestamp) -> (i64, Uuid) {
+    after.map_or((first.micros() - 1, Uuid::max()), |cursor| {
+        (cursor.time, cursor.id)
+    })
+}
+
+fn descending(after: Option<&Cursor>, last: Timestamp) -> (i64, Uuid) {
+    after.map_or((last.micros() + 1, Uuid::nil()), |cursor| {
+        (cursor.time, cursor.id)
+    })
+}
+
+/// Inserts the user and its identifiers.
+pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
+    let (state, profile) = (&user.lifecycle, &user.profile);
+    let sql = sql!(
+        "INSERT INTO users (id, revision, state, state_reason, state_until_time, expire_time,
+            delete_time, purge_time, username, username_key, display_name, given_name, family_name,
+            language_code, time_zone, external_ids, attributes, admin_attributes, create_time,
+            update_time, last_sign_in_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+            $19, $20, $21)"
+    )
+    .bind(user.id)
+    .bind(user.revision)
+    .bind(state.state.name())
+    .bind(state.reason.as_str())
+    .bind(state.until_time)
+    .bind(state.expire_time)
+    .bind(state.delete_time)
+    .bind(state.purge_time)
+    .bind(profile.username.as_ref().map(Username::as_str))
+    .bind(profile.username.as_ref().map(Username::key))
+    .bind(profile.display_name.as_str())
+    .bind(profile.given_name.as_str())
+    .bind(profile.family_name.as_str())
+    .bind(profile.language_code.as_str())
+    .bind(profile.time_zone.as_str())
+    .bind_json(&profile.external_ids)
+    .bind(profile.attributes.as_str())
+    .bind(profile.admin_attributes.as_str())
+    .bind(user.create_time)
+    .bind(user.update_time)
+    .bind(user.last_sign_in_time);
+    let exists = || Error::AlreadyExists {
+        name: user.id.to_string(),
+    };
+    db.execute(sql).await.on_duplicate("users_id_key", exists)?;
+    insert_identifiers(db, user).await
+}
+
+/// Stores a changed user, whose revision is one above the stored one.
+pub async fn update(db: &mut Write, user: &User) -> error::Result<()> {
+    let (state, profile) = (&user.lifecycle, &user.profile);
+    let sql = sql!(
+        "UPDATE users SET revision = $2, state = $3, state_reason = $4, state_until_time = $5,
+            expire_time = $6, delete_time = $7, purge_time = $8, username = $9, username_key = $10,
+            display_name = $11, given_name = $12, family_name = $13, language_code = $14,
+            time_zone = $15, external_ids = $16, attributes = $17, admin_attributes = $18,
+            update_time = $19
+         WHERE id = $1 AND revision = $2 - 1"
+    )
+    .bind(user.id)
+    .bind(user.revision)
+    .bind(state.state.name())
+    .bind(state.reason.as_str())
+    .bind(state.until_time)
+    .bind(state.expire_time)
+    .bind(state.delete_time)
+    .bind(state.purge_time)
+    .bind(profile.username.as_ref().map(Username::as_str))
+    .bind(profile.username.as_ref().map(Username::key))
+    .bind(profile.display_name.as_str())
+    .bind(profile.given_name.as_str())
+    .bind(profile.family_name.as_str())
+    .bind(profile.language_code.as_str())
+    .bind(profile.time_zone.as_str())
+    .bind_json(&profile.external_ids)
+    .bind(profile.attributes.as_str())
+    .bind(profile.admin_attributes.as_str())
+    .bind(user.update_time);
+    if db.execute(sql).await? == 1 {
+        Ok(())
+    } else {
+        Err(Error::Conflict)
+    }
+}
+
+/// Makes the identifiers those of the profile.
+pub async fn replace_identifiers(db: &mut Write, user: &User) -> error::Result<()> {
+    db.execute(sql!("DELETE FROM login_identifiers WHERE user_id = $1").bind(user.id))
+        .await?;
+    insert_identifiers(db, user).await
+}
+
+async fn insert_identifiers(db: &mut Write, user: &User) -> error::Result<()> {
+    let username = user.profile.username.iter().map(|name| {
+        (
+            IdentifierKind::Username,
+            name.key().to_owned(),
+            format!("username {}", name.as_str()),
+        )
+    });
+    let external = user.profile.external_ids.iter().map(|(source, id)| {
+        let key = identifier::external_key(source, id);
+        (
+            IdentifierKind::ExternalId,
+            key,
+            format!("external id {id} of {source}"),
+        )
+    });
+    for (kind, key, what) in username.chain(external) {
+        let sql =
+            sql!("INSERT INTO login_identifiers (kind, value_key, user_id) VALUES ($1, $2, $3)")
+                .bind(kind.name())
+                .bind(key)
+                .bind(user.id);
+        db.execute(sql)
+            .await
+            .on_duplicate("login_identifiers_kind_value_key_key", || {
+                Error::AlreadyExists { name: what }
+            })?;
+    }
+    Ok(())
+}
+
+/// Notes a sign-in, if the user may still act. Locks the user: a suspension waits, and then finds
+/// the session that this leads to.
+pub async fn signed_in(db: &mut Write, id: UserId, now: Timestamp) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE users SET last_sign_in_time = $2
+         WHERE id = $1 AND (expire_time IS NULL OR expire_time > $2)
+            AND (state = 'ACTIVE' OR (state = 'SUSPENDED' AND state_until_time <= $2))"
+    );
+    Ok(db.execute(sql.bind(id).bind(now)).await? == 1)
+}
+
+/// Users whose time to be removed has come.
+pub async fn due_for_purge(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {
+    let sql = sql!("SELECT id FROM users WHERE purge_time <= $1 ORDER BY purge_time LIMIT $2");
+    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+}
+
+/// Users whose suspension is over.
+pub async fn due_for_resume(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {
+    let sql =
+        sql!("SELECT id FROM users WHERE state = 'SUSPENDED' AND state_until_time <= $1 LIMIT $2");
+    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+}
+
+/// Removes a user and everything that belongs to it but events. Still deleted and still due, or
+/// nothing happens.
+pub async fn purge(db: &mut Write, id: UserId, now: Timestamp) -> Result<bool> {
+    let sql = sql!("DELETE FROM users WHERE id = $1 AND purge_time <= $2")
+        .bind(id)
+        .bind(now);
+    if db.execute(sql).await? == 0 {
+        return Ok(false);
+    }
+    super::credentials::delete_all(db, id.into()).await?;
+    super::grants::delete_all(db, id.into()).await?;
+    Ok(true)
+}

@@ -1,0 +1,188 @@
+//! What the server says about its work: log lines and metrics.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::{config, hasher, store};
+
+/// Starts logging to standard error. To be called once, by the program.
+pub fn start_logging(log: &config::Log) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|error| format!("log.level: {error}"))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    if log.format == "json" {
+        registry.with(lines.json()).init();
+    } else {
+        registry.with(lines.with_ansi(false)).init();
+    }
+    Ok(())
+}
+
+/// The metrics of one server.
+pub struct Metrics {
+    registry: Registry,
+    rpcs: Family<RpcLabels, Counter>,
+    rpc_seconds: Family<PathLabel, Histogram, fn() -> Histogram>,
+    pub calls: Gauge<i64, AtomicI64>,
+    pub connections: Connections,
+    sign_ins: Family<OutcomeLabel, Counter>,
+    pub throttled: Counter,
+}
+
+/// What a listener counts.
+#[derive(Clone, Debug, Default)]
+pub struct Connections {
+    pub open: Gauge<i64, AtomicI64>,
+    /// Above a limit.
+    pub refused: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabels {
+    rpc: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PathLabel {
+    rpc: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+/// Seconds: from a cached answer to a sign-in that waited for a lane.
+const BUCKETS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+
+fn histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+impl Metrics {
+    pub fn new(hasher: &hasher::Hasher, store: &Arc<store::db::Stats>) -> Self {
+        let mut registry = Registry::with_prefix("accountd");
+        let metrics = Self {
+            rpcs: Family::default(),
+            rpc_seconds: Family::new_with_constructor(histogram),
+            calls: Gauge::default(),
+            connections: Connections::default(),
+            sign_ins: Family::default(),
+            throttled: Counter::default(),
+            registry: Registry::default(),
+        };
+        registry.register("rpcs", "Finished calls", metrics.rpcs.clone());
+        registry.register("rpc_seconds", "Time to answer", metrics.rpc_seconds.clone());
+        registry.register("calls", "Calls in progress", metrics.calls.clone());
+        let Connections { open, refused } = metrics.connections.clone();
+        registry.register("connections", "Open connections", open);
+        registry.register("connections_refused", "Connections above a limit", refused);
+        registry.register("sign_ins", "Attempts to sign in", metrics.sign_ins.clone());
+        registry.register(
+            "throttled",
+            "Attempts not looked at",
+            metrics.throttled.clone(),
+        );
+        registry.register_collector(Box::new(Collected {
+            hasher: Arc::clone(hasher.stats()),
+            lanes: hasher.lanes(),
+            store: Arc::clone(store),
+        }));
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+
+    pub fn rpc(&self, rpc: &'static str, code: &'static str, time: Duration) {
+        self.rpcs.get_or_create(&RpcLabels { rpc, code }).inc();
+        self.rpc_seconds
+            .get_or_create(&PathLabel { rpc })
+            .observe(time.as_secs_f64());
+    }
+
+    /// `outcome`: `granted` or `refused`.
+    pub fn sign_in(&self, outcome: &'static str) {
+        self.sign_ins.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// What the hasher and the store count by themselves.
+#[derive(Debug)]
+struct Collected {
+    hasher: Arc<hasher::Stats>,
+    lanes: usize,
+    store: Arc<store::db::Stats>,
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut counter = |name, help, value: &AtomicU64| {
+            let metric = ConstCounter::new(value.load(Relaxed));
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        counter("hashes", "Password hashes computed", &self.hasher.hashes)?;
+        counter(
+            "hash_busy_microseconds",
+            "Time spent hashing",
+            &self.hasher.busy_us,
+        )?;
+        counter(
+            "hash_refused",
+            "Calls turned away by the hash lanes",
+            &self.hasher.refused,
+        )?;
+        counter("statements", "SQL statements", &self.store.statements)?;
+        counter("transactions", "Transactions", &self.store.transactions)?;
+        counter(
+            "transaction_retries",
+            "Transactions run again",
+            &self.store.retries,
+        )?;
+        counter(
+            "commits",
+            "COMMITs of the SQLite writer",
+            &self.store.batches,
+        )?;
+        counter("committed", "Transactions in those", &self.store.batched)?;
+        let mut gauge = |name, help, value: usize| {
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        gauge("hash_lanes", "Hashes computed at once", self.lanes)?;
+        gauge(
+            "hash_waiting",
+            "Calls waiting for or in a lane",
+            self.hasher.waiting.load(Relaxed),
+        )
+    }
+}
