@@ -75,9 +75,41 @@ pub fn generate_key(algorithm: Algorithm) -> Result<PrivateKey, aws_lc_rs::error
             let rng = rand::SystemRandom::new();
             Ed25519KeyPair::generate_pkcs8v1(&rng)?.as_ref().to_vec()
         }
-        Algorithm::Rs256 => AsDer::as_der(&KeyPair::generate(KeySize::Rsa3072)?)?
-            .as_ref()
-            .to_vec(),
+        Algorithm::Rs256 => {
+            let pkcs8 = AsDer::as_der(&KeyPair::generate(KeySize::Rsa3072)?)?;
+            pkcs1(pkcs8.as_ref())
+                .ok_or(aws_lc_rs::error::Unspecified)?
+                .to_vec()
+        }
     };
     Ok(Zeroizing::new(der))
+}
+
+/// The RSAPrivateKey (RFC 8017 appendix A.1.2) inside a PrivateKeyInfo (RFC 5208): a sequence of
+/// version, algorithm and the key as an octet string.
+fn pkcs1(pkcs8: &[u8]) -> Option<&[u8]> {
+    let (fields, _) = element(pkcs8, 0x30)?;
+    let (_, rest) = element(fields, 0x02)?;
+    let (_, rest) = element(rest, 0x30)?;
+    let (key, _) = element(rest, 0x04)?;
+    Some(key)
+}
+
+/// The content of a DER element of this tag, and what follows it.
+fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (&[found, first], rest) = der.split_first_chunk::<2>()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81 => rest
+            .split_first()
+            .map(|(length, rest)| (usize::from(*length), rest))?,
+        0x82 => {
+            let (length, rest) = rest.split_first_chunk::<2>()?;
+            (usize::from(u16::from_be_bytes(*length)), rest)
+        }
+        _ => return None,
+    };
+    (found == tag)
+        .then(|| rest.split_at_checked(length))
+        .flatten()
 }

@@ -122,6 +122,9 @@ impl pb::credential_service_server::CredentialService for Credentials {
         fields.finish()?;
         let credential = mutate!(call, |tx| {
             let mut credential = find_for_change(tx, &call, account, id, &input.etag).await?;
+            if edits.is_empty() {
+                return Ok(shown(&credential));
+            }
             for edit in edits.clone() {
                 credential.edit(edit)?;
             }

@@ -127,6 +127,9 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             account
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if edits.is_empty() {
+                return Ok(shown(&account, call.now));
+            }
             for edit in edits.clone() {
                 account.edit(edit);
             }

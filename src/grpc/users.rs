@@ -216,6 +216,9 @@ impl pb::user_service_server::UserService for Users {
             let mut user = find_for_change(tx, &call, id, &input.etag).await?;
             user.lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if edits.is_empty() {
+                return Ok(shown(&user, &call));
+            }
             for edit in edits.clone() {
                 user.edit(edit);
             }

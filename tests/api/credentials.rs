@@ -1,0 +1,471 @@
+//! CredentialService.
+
+use accountd::{domain::error::Reason, grpc::pb};
+use pb::{
+    create_password_reset_request::{Account, Delivery},
+    credential::{ClientSecret, Detail, Password},
+    system_account::Kind,
+};
+use prost_types::FieldMask;
+use tonic::Status;
+
+use crate::harness::{
+    Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password,
+};
+
+on_both_engines! {
+    async fn a_client_secret_is_shown_once_and_works(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let request = pb::CreateCredentialRequest {
+            request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
+            ..new_secret(&account.name, pb::Credential { label: "ci".to_owned(), ..Default::default() })
+        };
+        let created = create(&operator, request.clone()).await.expect("created");
+        let credential = created.credential.expect("set");
+        assert!(created.secret.starts_with("adcs_"), "{}", created.secret);
+        assert!(credential.name.starts_with(&account.name));
+        let last_four = credential.hint.rsplit('…').next().expect("a hint");
+        assert!(created.secret.contains(last_four));
+        server.anonymous().await.issue(&account.uid, &created.secret).await.expect("it works");
+
+        let again = create(&operator, request).await.expect("a retry");
+        assert_eq!((again.credential, &*again.secret), (Some(credential.clone()), ""));
+        let read = get(&operator, &credential.name).await.expect("there");
+        assert_eq!((&*read.label, read.detail), ("ci", Some(Detail::ClientSecret(ClientSecret {}))));
+        let validated = pb::CreateCredentialRequest { validate_only: true, ..new_secret(&account.name, pb::Credential::default()) };
+        assert_eq!(create(&operator, validated).await.expect("valid").secret, "");
+    }
+
+    async fn use_is_noted_to_the_hour(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let name = list(&operator, &account.name).await[0].name.clone();
+        let last_used = async || get(&operator, &name).await.expect("there").last_used_time.map(|time| time.seconds);
+        assert_eq!(last_used().await, None);
+        let anonymous = server.anonymous().await;
+        anonymous.issue(&account.uid, &secret).await.expect("a token");
+        let first = server.now().seconds();
+        assert_eq!(last_used().await, Some(first));
+        server.advance_s(200);
+        anonymous.issue(&account.uid, &secret).await.expect("a token");
+        assert_eq!(last_used().await, Some(first));
+        server.advance_s(3400);
+        let operator = server.operator().await;
+        anonymous.issue(&account.uid, &secret).await.expect("a token");
+        let read = get(&operator, &name).await.expect("there");
+        assert_eq!(read.last_used_time.map(|time| time.seconds), Some(first + 3600));
+    }
+
+    async fn deleting_a_credential_ends_what_it_began(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        let actor = server.client(&account.uid, &secret).await;
+        let name = list(&actor, "systemAccounts/me").await[0].name.clone();
+        delete(&operator, &name).await.expect("deleted");
+        let refused = actor.events().list_events(pb::ListEventsRequest::default()).await;
+        assert_refused(refused, Reason::TokenRevoked);
+        let refused = server.anonymous().await.issue(&account.uid, &secret).await;
+        assert_refused(refused, Reason::InvalidCredentials);
+        assert_refused(delete(&operator, &name).await, Reason::NotFound);
+
+        let alice = server.signed_in("alice").await;
+        let name = list(&alice.actor, "users/me").await[0].name.clone();
+        delete(&alice.actor, &name).await.expect("her own");
+        assert_refused(alice.actor.get_user("users/me").await, Reason::TokenRevoked);
+        let refused = server.anonymous().await.sign_in("alice", &password("alice")).await;
+        assert_refused(refused, Reason::InvalidCredentials);
+    }
+
+    async fn a_secret_ends_at_its_expiry_and_works_from_its_networks_only(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let expire_time = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        let limited = pb::Credential { expire_time: Some(expire_time), ..Default::default() };
+        let limited = create(&operator, new_secret(&account.name, limited)).await.expect("created");
+        let elsewhere = pb::Credential { allowed_cidrs: vec!["203.0.113.0/24".to_owned()], ..Default::default() };
+        let elsewhere = create(&operator, new_secret(&account.name, elsewhere)).await.expect("created");
+        let anonymous = server.anonymous().await;
+        let tokens = anonymous.issue(&account.uid, &limited.secret).await.expect("live");
+        assert_eq!(tokens.access_expire_time.expect("set").seconds, expire_time.seconds);
+        let actor = server.with_token(&tokens.access_token).await;
+        let refused = anonymous.issue(&account.uid, &elsewhere.secret).await;
+        assert_refused(refused, Reason::InvalidCredentials);
+        // Moved here, it works here.
+        let here = pb::Credential {
+            name: elsewhere.credential.expect("set").name,
+            allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+            ..Default::default()
+        };
+        update(&operator, here, &["allowed_cidrs"]).await.expect("updated");
+        anonymous.issue(&account.uid, &elsewhere.secret).await.expect("from here");
+        server.advance_s(60);
+        assert_refused(anonymous.issue(&account.uid, &limited.secret).await, Reason::InvalidCredentials);
+        let refused = actor.system_accounts().get_system_account(pb::GetSystemAccountRequest { name: account.name }).await;
+        assert_refused(refused, Reason::TokenExpired);
+    }
+
+    async fn there_are_as_many_secrets_as_there_may_be(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        for _ in 1..20 {
+            operator.create_secret(&account.name).await.expect("below the limit");
+        }
+        assert_refused(operator.create_secret(&account.name).await, Reason::LimitReached);
+        assert_eq!(list(&operator, &account.name).await.len(), 20);
+    }
+
+    async fn each_kind_of_account_holds_its_own_kinds_of_credential(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.user("alice").await;
+        assert_refused(operator.create_secret(&alice.name).await, Reason::CredentialKindNotAllowed);
+        let (robot, _) = server.create_system_account(&[]).await;
+        let refused = create(&operator, new_password(&robot.name, "any password will do")).await;
+        assert_refused(refused, Reason::CredentialKindNotAllowed);
+        for kind in [Kind::Privileged, Kind::BreakGlass] {
+            let account = pb::SystemAccount {
+                display_name: "vault".to_owned(),
+                owner: server.owner().to_owned(),
+                kind: kind.into(),
+                ..Default::default()
+            };
+            let request = pb::CreateSystemAccountRequest { system_account: Some(account), ..Default::default() };
+            let account = operator.system_accounts().create_system_account(request).await.expect("created").into_inner();
+            assert_refused(operator.create_secret(&account.name).await, Reason::CredentialKindNotAllowed);
+        }
+        let nothing = pb::CreateCredentialRequest { parent: robot.name, ..Default::default() };
+        assert_eq!(fields_of(create(&operator, nothing).await), ["credential"]);
+    }
+
+    async fn a_system_account_makes_no_credential_freer_than_its_own(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, free) = server.create_system_account(&["roles/auditor"]).await;
+        let narrow = pb::Credential { scope_ceiling: vec!["users.read".to_owned()], ..Default::default() };
+        let narrow = create(&operator, new_secret(&account.name, narrow)).await.expect("created");
+        let narrow = server.client(&account.uid, &narrow.secret).await;
+        assert_refused(narrow.create_secret("systemAccounts/me").await, Reason::TargetOutranksCaller);
+
+        let expire_time = prost_types::Timestamp { seconds: server.now().seconds() + 600, nanos: 0 };
+        let short = pb::Credential { expire_time: Some(expire_time), ..Default::default() };
+        let short = create(&operator, new_secret(&account.name, short)).await.expect("created");
+        let short = server.client(&account.uid, &short.secret).await;
+        let made = short.create_secret("systemAccounts/me").await.expect("for itself");
+        assert_eq!(made.credential.expect("set").expire_time, Some(expire_time));
+        let free = server.client(&account.uid, &free).await;
+        let made = free.create_secret("systemAccounts/me").await.expect("for itself");
+        assert_eq!(made.credential.expect("set").expire_time, None);
+    }
+
+    async fn a_label_is_ones_own_and_limits_are_not(engine: Engine) {
+        let server = engine.server().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let actor = server.client(&account.uid, &secret).await;
+        let own = list(&actor, "systemAccounts/me").await.remove(0);
+        let relabelled = pb::Credential { label: "main".to_owned(), etag: own.etag.clone(), ..only_name(&own) };
+        let updated = update(&actor, relabelled.clone(), &["label"]).await.expect("updated");
+        assert_eq!(updated.label, "main");
+        assert_refused(update(&actor, relabelled, &["label"]).await, Reason::EtagMismatch);
+        for field in ["expire_time", "scope_ceiling", "allowed_cidrs", "*"] {
+            assert_refused(update(&actor, only_name(&own), &[field]).await, Reason::ScopeMissing);
+        }
+        let alice = server.signed_in("alice").await;
+        let password = list(&alice.actor, "users/me").await.remove(0);
+        let limited = pb::Credential { scope_ceiling: vec!["a".to_owned()], ..only_name(&password) };
+        let refused = update(&server.operator().await, limited, &[]).await;
+        assert_eq!(fields_of(refused), ["credential"]);
+    }
+
+    async fn only_the_person_sets_a_first_password(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.signed_in("alice").await;
+        let refused = create(&operator, new_password(alice.name(), "an operator's choice")).await;
+        assert_refused(refused, Reason::ScopeMissing);
+        let second = create(&alice.actor, new_password("users/me", "a second password")).await;
+        assert_refused(second, Reason::AlreadyExists);
+        let name = list(&alice.actor, "users/me").await[0].name.clone();
+        // Somebody without a password and with a session: the session is of another credential.
+        delete(&operator, &name).await.expect("deleted");
+        let code = reset_code(&operator, alice.name()).await.expect("a code");
+        redeem(&server.anonymous().await, &code, "a wholly new phrase").await.expect("set");
+        server.anonymous().await.sign_in("alice", "a wholly new phrase").await.expect("signed in");
+    }
+
+    async fn changing_the_password_needs_the_old_one_and_ends_other_sessions(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let phone = server.sign_in("alice").await;
+        let change = async |old: &str, new: &str, keep_sessions| {
+            let request = pb::ChangePasswordRequest {
+                name: "users/me".to_owned(),
+                old_password: old.to_owned(),
+                new_password: new.to_owned(),
+                keep_sessions,
+                ..Default::default()
+            };
+            alice.actor.credentials().change_password(request).await.map(tonic::Response::into_inner)
+        };
+        let old = password("alice");
+        let new = "an otter in the attic";
+        assert_refused(change("not my password", new, false).await, Reason::InvalidCredentials);
+        assert_refused(change(&old, "too short", false).await, Reason::PasswordRefused);
+        assert_eq!(change(&old, new, false).await.expect("changed").ended_sessions, 1);
+        alice.actor.get_user("users/me").await.expect("this session goes on");
+        assert_refused(phone.actor.get_user("users/me").await, Reason::TokenRevoked);
+        let anonymous = server.anonymous().await;
+        assert_refused(anonymous.refresh(&phone.tokens.refresh_token).await, Reason::InvalidRefreshToken);
+        assert_refused(anonymous.sign_in("alice", &old).await, Reason::InvalidCredentials);
+        let tablet = anonymous.sign_in("alice", new).await.expect("the new one");
+        let tablet = SignedIn::new(&anonymous, tablet);
+        assert_eq!(change(new, "another otter, another attic", true).await.expect("changed").ended_sessions, 0);
+        tablet.actor.get_user("users/me").await.expect("kept");
+        assert_eq!(server.events("credential.password_changed").await.len(), 2);
+        assert_eq!(server.events("credential.password_change_refused").await.len(), 1);
+    }
+
+    async fn a_reset_code_works_once_and_ends_all_sessions(engine: Engine) {
+        let server = engine.server().await;
+        let frontend = server.frontend().await;
+        let alice = server.signed_in("alice").await;
+        let first = reset_code(&frontend, alice.name()).await.expect("a code");
+        let second = reset_code(&frontend, alice.name()).await.expect("another");
+        let anonymous = server.anonymous().await;
+        assert_refused(redeem(&anonymous, &first, "too short").await, Reason::PasswordRefused);
+        let ended = redeem(&anonymous, &first, "an otter in the attic").await.expect("still good");
+        assert_eq!(ended.ended_sessions, 1);
+        assert_refused(alice.actor.get_user("users/me").await, Reason::TokenRevoked);
+        for used in [&first, &second, "adpr_x_y", ""] {
+            let refused = redeem(&anonymous, used, "a ferret in the cellar").await;
+            assert_refused(refused, Reason::InvalidCode);
+        }
+        assert_refused(anonymous.sign_in("alice", &password("alice")).await, Reason::InvalidCredentials);
+        anonymous.sign_in("alice", "an otter in the attic").await.expect("the new one");
+        assert_eq!(server.events("credential.password_reset").await.len(), 1);
+    }
+
+    async fn a_retried_reset_gets_its_first_answer(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let code = reset_code(&server.frontend().await, alice.name()).await.expect("a code");
+        let request = pb::ResetPasswordRequest {
+            code,
+            new_password: "an otter in the attic".to_owned(),
+            request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
+            ..Default::default()
+        };
+        let anonymous = server.anonymous().await;
+        for _ in 0..2 {
+            let answer = anonymous.credentials().reset_password(request.clone()).await;
+            assert_eq!(answer.expect("reset").into_inner().ended_sessions, 1);
+        }
+        let other = pb::ResetPasswordRequest { new_password: "a ferret in the cellar".to_owned(), ..request };
+        assert_refused(anonymous.credentials().reset_password(other).await, Reason::RequestIdReused);
+    }
+
+    async fn a_reset_code_ends_at_its_time_and_with_its_user(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.user("alice").await;
+        let anonymous = server.anonymous().await;
+        let code = reset_code(&operator, &alice.name).await.expect("a code");
+        server.advance_s(1800);
+        assert_refused(redeem(&anonymous, &code, "an otter in the attic").await, Reason::InvalidCode);
+        let operator = server.operator().await;
+        let code = reset_code(&operator, &alice.name).await.expect("a code");
+        operator.suspend_user(&alice.name).await.expect("suspended");
+        assert_refused(redeem(&anonymous, &code, "an otter in the attic").await, Reason::InvalidCode);
+        assert_refused(reset_code(&operator, &alice.name).await, Reason::WrongState);
+    }
+
+    async fn a_reset_is_handed_to_the_trusted_and_sent_to_nobody_yet(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.user("alice").await;
+        let request = |delivery: Delivery, account| pb::CreatePasswordResetRequest {
+            account: Some(account),
+            delivery: delivery.into(),
+            ..Default::default()
+        };
+        let send = async |actor: &Actor, request| actor.credentials().create_password_reset(request).await;
+        let anonymous = server.anonymous().await;
+        for who in ["alice", "nobody"] {
+            let by_name = request(Delivery::Send, Account::Identifier(who.to_owned()));
+            assert_refused(send(&anonymous, by_name).await, Reason::DeliveryUnavailable);
+        }
+        let returned = || request(Delivery::Return, Account::Identifier("ALICE".to_owned()));
+        assert_refused(send(&anonymous, returned()).await, Reason::TokenMissing);
+        let auditor = server.system_account(&["roles/auditor"]).await;
+        assert_refused(send(&auditor, returned()).await, Reason::ScopeMissing);
+        let frontend = server.frontend().await;
+        send(&frontend, returned()).await.expect("trusted");
+        let nobody = request(Delivery::Return, Account::Identifier("nobody".to_owned()));
+        assert_refused(send(&frontend, nobody).await, Reason::NotFound);
+        // A frontend cannot become an operator through somebody's password.
+        server.grant(&alice.name, "roles/operator").await;
+        assert_refused(send(&frontend, returned()).await, Reason::TargetOutranksCaller);
+    }
+
+    async fn passwords_everybody_tries_first_are_refused(engine: Engine) {
+        let server = engine.server().await;
+        let frontend = server.frontend().await;
+        let register = async |password: &str| {
+            let user = pb::User {
+                username: "wilhelmina".to_owned(),
+                display_name: "Wilhelmina Vandenberg".to_owned(),
+                ..Default::default()
+            };
+            let request = pb::CreateUserRequest {
+                user: Some(user),
+                password: password.to_owned(),
+                validate_only: true,
+                ..Default::default()
+            };
+            frontend.users().create_user(request).await
+        };
+        let long = "x ".repeat(520);
+        for bad in ["fourteen chars", "passwordpassword", "1qaz2wsx3edc4rfv", "wilhelmina vandenberg 1", &long] {
+            let refused = register(bad).await;
+            let status = refused.expect_err(bad);
+            assert!(["PASSWORD_REFUSED", "INVALID_FIELD"].contains(&&*crate::harness::reason_of(&status)), "{bad}");
+            assert_eq!(fields_of::<()>(Err(status)), ["password"], "{bad}");
+        }
+        register("fifteen chars ok").await.expect("long enough");
+        register("пароль из пяти слов").await.expect("any script");
+    }
+}
+
+fn new_secret(parent: &str, credential: pb::Credential) -> pb::CreateCredentialRequest {
+    let detail = Some(Detail::ClientSecret(ClientSecret {}));
+    pb::CreateCredentialRequest {
+        parent: parent.to_owned(),
+        credential: Some(pb::Credential {
+            detail,
+            ..credential
+        }),
+        ..Default::default()
+    }
+}
+
+fn new_password(parent: &str, value: &str) -> pb::CreateCredentialRequest {
+    let password = Password {
+        value: value.to_owned(),
+        change_time: None,
+    };
+    let credential = pb::Credential {
+        detail: Some(Detail::Password(password)),
+        ..Default::default()
+    };
+    pb::CreateCredentialRequest {
+        parent: parent.to_owned(),
+        credential: Some(credential),
+        ..Default::default()
+    }
+}
+
+fn only_name(credential: &pb::Credential) -> pb::Credential {
+    pb::Credential {
+        name: credential.name.clone(),
+        ..Default::default()
+    }
+}
+
+async fn create(
+    actor: &Actor,
+    request: pb::CreateCredentialRequest,
+) -> Result<pb::CreateCredentialResponse, Status> {
+    Ok(actor
+        .credentials()
+        .create_credential(request)
+        .await?
+        .into_inner())
+}
+
+async fn get(actor: &Actor, name: &str) -> Result<pb::Credential, Status> {
+    let request = pb::GetCredentialRequest {
+        name: name.to_owned(),
+    };
+    Ok(actor
+        .credentials()
+        .get_credential(request)
+        .await?
+        .into_inner())
+}
+
+async fn list(actor: &Actor, parent: &str) -> Vec<pb::Credential> {
+    let request = pb::ListCredentialsRequest {
+        parent: parent.to_owned(),
+        ..Default::default()
+    };
+    actor
+        .credentials()
+        .list_credentials(request)
+        .await
+        .expect("a list")
+        .into_inner()
+        .credentials
+}
+
+async fn update(
+    actor: &Actor,
+    credential: pb::Credential,
+    mask: &[&str],
+) -> Result<pb::Credential, Status> {
+    let paths: Vec<String> = mask.iter().map(ToString::to_string).collect();
+    let request = pb::UpdateCredentialRequest {
+        credential: Some(credential),
+        update_mask: (!paths.is_empty()).then_some(FieldMask { paths }),
+        ..Default::default()
+    };
+    Ok(actor
+        .credentials()
+        .update_credential(request)
+        .await?
+        .into_inner())
+}
+
+async fn delete(actor: &Actor, name: &str) -> Result<(), Status> {
+    let request = pb::DeleteCredentialRequest {
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    actor.credentials().delete_credential(request).await?;
+    Ok(())
+}
+
+/// A code for setting a new password, handed to `actor`.
+pub async fn reset_code(actor: &Actor, user: &str) -> Result<String, Status> {
+    let request = pb::CreatePasswordResetRequest {
+        account: Some(Account::Name(user.to_owned())),
+        delivery: Delivery::Return.into(),
+        ..Default::default()
+    };
+    Ok(actor
+        .credentials()
+        .create_password_reset(request)
+        .await?
+        .into_inner()
+        .code)
+}
+
+pub async fn redeem(
+    actor: &Actor,
+    code: &str,
+    new_password: &str,
+) -> Result<pb::ResetPasswordResponse, Status> {
+    let request = pb::ResetPasswordRequest {
+        code: code.to_owned(),
+        new_password: new_password.to_owned(),
+        ..Default::default()
+    };
+    Ok(actor
+        .credentials()
+        .reset_password(request)
+        .await?
+        .into_inner())
+}

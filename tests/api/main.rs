@@ -1,0 +1,18 @@
+//! Behaviour: the real server over real channels, on SQLite and on PostgreSQL.
+//!
+//! A file for each service and for each promise that crosses services; a name is a sentence that says
+//! the rule. Nothing is faked but the clock and the generator.
+
+mod harness;
+mod postgres;
+
+mod access;
+mod credentials;
+mod events;
+mod grants;
+mod keys;
+mod sessions;
+mod system_accounts;
+mod throttle;
+mod tokens;
+mod users;

@@ -1,0 +1,290 @@
+//! SystemAccountService.
+
+use accountd::{domain::error::Reason, grpc::pb, jobs};
+use pb::system_account::{Kind, State};
+use prost_types::FieldMask;
+use tonic::Status;
+
+use crate::harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines};
+
+on_both_engines! {
+    async fn an_account_has_an_owner_who_is_there(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let owner = server.user("owner").await;
+        let account = service(&owner.name);
+        let created = create(&operator, account.clone()).await.expect("created");
+        assert_eq!((created.state(), created.kind(), created.built_in), (State::Active, Kind::Service, false));
+        assert_eq!(get(&operator, &created.name).await.expect("there"), created);
+
+        let nobody = "users/018f0000-0000-7000-8000-000000000000";
+        assert_refused(create(&operator, service(nobody)).await, Reason::NotFound);
+        let empty = pb::SystemAccount::default();
+        let expected = ["system_account.kind", "system_account.owner", "system_account.display_name"];
+        assert_eq!(fields_of(create(&operator, empty).await), expected);
+        let request = pb::DeleteUserRequest { name: owner.name, ..Default::default() };
+        operator.users().delete_user(request).await.expect("deleted");
+        assert_refused(create(&operator, account).await, Reason::WrongState);
+
+        let heir = server.user("heir").await;
+        let transfer = |owner: &str| pb::TransferSystemAccountRequest {
+            name: created.name.clone(),
+            owner: owner.to_owned(),
+            ..Default::default()
+        };
+        let moved = operator.system_accounts().transfer_system_account(transfer(&heir.name)).await;
+        assert_eq!(moved.expect("transferred").into_inner().owner, heir.name);
+        let refused = operator.system_accounts().transfer_system_account(transfer(nobody)).await;
+        assert_refused(refused, Reason::NotFound);
+    }
+
+    async fn limits_are_checked_and_kept_in_canonical_form(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let account = pb::SystemAccount {
+            allowed_cidrs: vec!["10.1.2.3/8".to_owned(), "10.0.0.0/8".to_owned()],
+            audiences: vec!["billing".to_owned()],
+            scope_ceiling: vec!["users.read".to_owned()],
+            ..service(server.owner())
+        };
+        let created = create(&operator, account).await.expect("created");
+        assert_eq!(created.allowed_cidrs, ["10.0.0.0/8"]);
+        let bad = pb::SystemAccount {
+            allowed_cidrs: vec!["everywhere".to_owned()],
+            audiences: vec![String::new()],
+            scope_ceiling: vec!["two words".to_owned()],
+            expire_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+            ..service(server.owner())
+        };
+        let expected = [
+            "system_account.scope_ceiling",
+            "system_account.audiences",
+            "system_account.allowed_cidrs",
+            "system_account.expire_time",
+        ];
+        assert_eq!(fields_of(create(&operator, bad).await), expected);
+        let many = pb::SystemAccount {
+            audiences: (0..101).map(|number| format!("a{number}")).collect(),
+            ..service(server.owner())
+        };
+        assert_eq!(fields_of(create(&operator, many).await), ["system_account.audiences"]);
+    }
+
+    async fn an_update_changes_what_its_mask_names(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let account = create(&operator, service(server.owner())).await.expect("created");
+        let edit = pb::SystemAccount {
+            name: account.name.clone(),
+            description: "Sends invoices.".to_owned(),
+            etag: account.etag.clone(),
+            ..Default::default()
+        };
+        let updated = update(&operator, edit.clone(), &["description"]).await.expect("updated");
+        assert_eq!((&*updated.description, &updated.display_name), ("Sends invoices.", &account.display_name));
+        assert_refused(update(&operator, edit.clone(), &["description"]).await, Reason::EtagMismatch);
+        let fresh = pb::SystemAccount { etag: String::new(), ..edit };
+        assert_eq!(fields_of(update(&operator, fresh.clone(), &["owner"]).await), ["update_mask"]);
+        assert_eq!(fields_of(update(&operator, fresh, &["*"]).await), ["system_account.display_name"]);
+        assert_eq!(server.events("system_account.updated").await.len(), 1);
+    }
+
+    async fn a_suspended_account_is_out_and_its_old_tokens_stay_dead(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        let actor = server.client(&account.uid, &secret).await;
+        get(&actor, "systemAccounts/me").await.expect("itself");
+        suspend(&operator, &account.name).await.expect("suspended");
+        assert_refused(get(&actor, "systemAccounts/me").await, Reason::TokenRevoked);
+        assert_out(&server, &account.uid, &secret).await;
+
+        let request = pb::ResumeSystemAccountRequest { name: account.name.clone(), ..Default::default() };
+        operator.system_accounts().resume_system_account(request).await.expect("resumed");
+        assert_refused(get(&actor, "systemAccounts/me").await, Reason::TokenRevoked);
+        let again = server.client(&account.uid, &secret).await;
+        get(&again, "systemAccounts/me").await.expect("a token from after the suspension");
+    }
+
+    async fn a_deleted_account_is_out_and_comes_back_with_what_it_had(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        let actor = server.client(&account.uid, &secret).await;
+        delete(&operator, &account.name).await.expect("deleted");
+        assert_refused(get(&actor, "systemAccounts/me").await, Reason::TokenRevoked);
+        assert_out(&server, &account.uid, &secret).await;
+        assert_refused(delete(&operator, &account.name).await, Reason::WrongState);
+        let request = pb::UndeleteSystemAccountRequest { name: account.name.clone(), ..Default::default() };
+        operator.system_accounts().undelete_system_account(request).await.expect("undeleted");
+        let again = server.client(&account.uid, &secret).await;
+        again.events().list_events(pb::ListEventsRequest::default()).await.expect("its role");
+
+        delete(&operator, &account.name).await.expect("deleted");
+        server.advance_s(30 * 24 * 3600);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let operator = server.operator().await;
+        assert_refused(get(&operator, &account.name).await, Reason::NotFound);
+        assert_eq!(server.events("system_account.purged").await[0].account, account.name);
+    }
+
+    async fn an_account_ends_at_its_expiry(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        let expire_time = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        let edit = pb::SystemAccount {
+            name: account.name.clone(),
+            expire_time: Some(expire_time),
+            ..Default::default()
+        };
+        update(&operator, edit, &[]).await.expect("set");
+        let tokens = server.anonymous().await.issue(&account.uid, &secret).await.expect("live");
+        assert_eq!(tokens.access_expire_time.expect("a time").seconds, expire_time.seconds);
+        let actor = server.with_token(&tokens.access_token).await;
+        server.advance_s(60);
+        assert_refused(get(&actor, "systemAccounts/me").await, Reason::TokenExpired);
+        assert_out(&server, &account.uid, &secret).await;
+    }
+
+    async fn lists_show_what_their_filters_say(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let ann = server.user("ann").await;
+        for number in 0..5 {
+            server.advance_s(1);
+            let account = pb::SystemAccount {
+                display_name: format!("robot {number}"),
+                kind: if number == 0 { Kind::Privileged } else { Kind::Service }.into(),
+                ..service(&ann.name)
+            };
+            let account = create(&operator, account).await.expect("created");
+            if number == 1 {
+                suspend(&operator, &account.name).await.expect("suspended");
+            }
+            if number == 2 {
+                delete(&operator, &account.name).await.expect("deleted");
+            }
+        }
+        let names = async |filter: &str| -> Vec<String> {
+            let mut names = Vec::new();
+            let mut request = pb::ListSystemAccountsRequest {
+                page_size: 2,
+                filter: filter.to_owned(),
+                ..Default::default()
+            };
+            loop {
+                let page = operator.system_accounts().list_system_accounts(request.clone()).await;
+                let page = page.expect("a page").into_inner();
+                names.extend(page.system_accounts.into_iter().map(|account| account.display_name));
+                if page.next_page_token.is_empty() {
+                    return names;
+                }
+                request.page_token = page.next_page_token;
+            }
+        };
+        let of_ann = |more: &str| format!("owner = \"{}\"{more}", ann.name);
+        assert_eq!(names(&of_ann("")).await, ["robot 0", "robot 1", "robot 3", "robot 4"]);
+        assert_eq!(names(&of_ann(" AND state = DELETED")).await, ["robot 2"]);
+        assert_eq!(names("kind = PRIVILEGED").await, ["robot 0"]);
+        assert_eq!(names("state = SUSPENDED AND kind = SERVICE").await, ["robot 1"]);
+        assert_eq!(names("").await.len(), 7, "with bootstrap, the operator and a frontend");
+    }
+
+    async fn what_accountd_made_for_itself_is_not_for_editing(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let everything = pb::ListSystemAccountsRequest::default();
+        let all = operator.system_accounts().list_system_accounts(everything).await;
+        let all = all.expect("a list").into_inner().system_accounts;
+        let bootstrap = all.iter().find(|account| account.built_in).expect("bootstrap");
+        assert_eq!(bootstrap.display_name, "bootstrap");
+        let edit = pb::SystemAccount {
+            name: bootstrap.name.clone(),
+            description: "mine".to_owned(),
+            ..Default::default()
+        };
+        assert_refused(update(&operator, edit, &[]).await, Reason::BuiltIn);
+        assert_refused(delete(&operator, &bootstrap.name).await, Reason::BuiltIn);
+        suspend(&operator, &bootstrap.name).await.expect("that much is right");
+    }
+}
+
+fn service(owner: &str) -> pb::SystemAccount {
+    pb::SystemAccount {
+        display_name: "a service".to_owned(),
+        owner: owner.to_owned(),
+        kind: Kind::Service.into(),
+        ..Default::default()
+    }
+}
+
+async fn create(actor: &Actor, account: pb::SystemAccount) -> Result<pb::SystemAccount, Status> {
+    let request = pb::CreateSystemAccountRequest {
+        system_account: Some(account),
+        ..Default::default()
+    };
+    Ok(actor
+        .system_accounts()
+        .create_system_account(request)
+        .await?
+        .into_inner())
+}
+
+async fn get(actor: &Actor, name: &str) -> Result<pb::SystemAccount, Status> {
+    let request = pb::GetSystemAccountRequest {
+        name: name.to_owned(),
+    };
+    Ok(actor
+        .system_accounts()
+        .get_system_account(request)
+        .await?
+        .into_inner())
+}
+
+async fn update(
+    actor: &Actor,
+    account: pb::SystemAccount,
+    mask: &[&str],
+) -> Result<pb::SystemAccount, Status> {
+    let paths: Vec<String> = mask.iter().map(ToString::to_string).collect();
+    let request = pb::UpdateSystemAccountRequest {
+        system_account: Some(account),
+        update_mask: (!paths.is_empty()).then_some(FieldMask { paths }),
+        ..Default::default()
+    };
+    Ok(actor
+        .system_accounts()
+        .update_system_account(request)
+        .await?
+        .into_inner())
+}
+
+async fn suspend(actor: &Actor, name: &str) -> Result<pb::SystemAccount, Status> {
+    let request = pb::SuspendSystemAccountRequest {
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    Ok(actor
+        .system_accounts()
+        .suspend_system_account(request)
+        .await?
+        .into_inner())
+}
+
+async fn delete(actor: &Actor, name: &str) -> Result<pb::SystemAccount, Status> {
+    let request = pb::DeleteSystemAccountRequest {
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    Ok(actor
+        .system_accounts()
+        .delete_system_account(request)
+        .await?
+        .into_inner())
+}
+
+async fn assert_out(server: &Server, client_id: &str, secret: &str) {
+    let refused = server.anonymous().await.issue(client_id, secret).await;
+    assert_refused(refused, Reason::InvalidCredentials);
+}
