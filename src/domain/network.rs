@@ -13,7 +13,7 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, String> {
         Ok(address) => address.into(),
         Err(_) => text
             .parse()
-            .map_err(|_| format!("`{text}` is not a network such as 10.0.0.0/8"))?,
+            .map_err(|_| "must be networks such as 10.0.0.0/8".to_owned())?,
     };
     Ok(net.trunc())
 }

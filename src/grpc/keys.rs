@@ -194,9 +194,13 @@ fn make(call: &Call, algorithm: Algorithm) -> Result<SigningKey> {
 
 /// The key as it is, for a caller who knows its present state.
 async fn find_for_change(db: &mut Read, name: &str, etag: &str) -> Result<SigningKey> {
+    let is_plain = |kid: &str| {
+        kid.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
     let kid = name
         .strip_prefix("signingKeys/")
-        .filter(|kid| !kid.is_empty() && kid.len() <= 64);
+        .filter(|kid| (1..=64).contains(&kid.len()) && is_plain(kid));
     let kid = kid.ok_or_else(|| Error::field("name", "must be signingKeys/{kid}"))?;
     let key = signing_keys::find(db, kid)
         .await?

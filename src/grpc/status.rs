@@ -23,11 +23,11 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let mut details = ErrorDetails::new();
         let mut metadata = HashMap::new();
-        let mut message = error.to_string();
+        let mut message = shown(&error.to_string());
         let code = match &error {
             Error::Invalid { violations, .. } => {
-                for violation in violations {
-                    details.add_bad_request_violation(&violation.field, &violation.text);
+                for violation in violations.iter().take(MAX_VIOLATIONS) {
+                    details.add_bad_request_violation(&violation.field, shown(&violation.text));
                 }
                 Code::InvalidArgument
             }
@@ -39,15 +39,15 @@ impl From<Error> for Status {
                 Code::PermissionDenied
             }
             Error::NotFound { name } => {
-                details.set_resource_info(resource_type(name), name, "", "");
+                details.set_resource_info(resource_type(name), shown(name), "", "");
                 Code::NotFound
             }
             Error::AlreadyExists { name } => {
-                details.set_resource_info(resource_type(name), name, "", "");
+                details.set_resource_info(resource_type(name), shown(name), "", "");
                 Code::AlreadyExists
             }
             Error::Stale { name } => {
-                details.set_resource_info(resource_type(name), name, "", "");
+                details.set_resource_info(resource_type(name), shown(name), "", "");
                 Code::Aborted
             }
             Error::Conflict => {
@@ -60,7 +60,7 @@ impl From<Error> for Status {
                 text,
                 ..
             } => {
-                details.set_quota_failure(vec![QuotaViolation::new(name, text)]);
+                details.set_quota_failure(vec![QuotaViolation::new(shown(name), shown(text))]);
                 Code::FailedPrecondition
             }
             Error::Precondition {
@@ -69,7 +69,7 @@ impl From<Error> for Status {
                 text,
                 retry_after,
             } => {
-                details.add_precondition_failure_violation(reason.name(), name, text);
+                details.add_precondition_failure_violation(reason.name(), shown(name), shown(text));
                 if retry_after.is_some() {
                     details.set_retry_info(*retry_after);
                 }
@@ -100,6 +100,9 @@ impl From<Error> for Status {
 
 /// `users/{uid}/sessions/{id}` is a `sessions`.
 fn resource_type(name: &str) -> &str {
+    if name.len() > MAX_TEXT {
+        return "";
+    }
     let segments: Vec<&str> = name.split('/').collect();
     if segments.len().is_multiple_of(2) {
         segments[segments.len() - 2]
@@ -107,6 +110,19 @@ fn resource_type(name: &str) -> &str {
         ""
     }
 }
+
+/// Errors travel in headers, and headers have limits: what a caller sent comes back no longer than
+/// this, and without what could be taken for something else.
+fn shown(text: &str) -> String {
+    let shown = text.chars().take(MAX_TEXT);
+    shown
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// Most characters of a text, and most field violations, in one error.
+const MAX_TEXT: usize = 300;
+const MAX_VIOLATIONS: usize = 20;
 
 /// Connects an answer with a line of the log.
 fn reference() -> String {
@@ -151,7 +167,7 @@ fn plain(code: Code, reason: Reason, message: &str, retry_after: Option<Duration
     if retry_after.is_some() {
         details.set_retry_info(retry_after);
     }
-    Status::with_error_details(code, message, details)
+    Status::with_error_details(code, shown(message), details)
 }
 
 /// The status in the head of a response that has no body, if there is one that is not OK.

@@ -411,6 +411,7 @@ fn not_allowed(offered: &[Method]) -> Response {
     error.body["error"]["code"] = 405.into();
     let mut names: Vec<&str> = offered.iter().map(Method::as_str).collect();
     names.sort_unstable();
+    names.dedup();
     if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
         error.headers.push((header::ALLOW, names));
     }

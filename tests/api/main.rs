@@ -5,12 +5,17 @@
 
 mod harness;
 mod postgres;
+mod process;
 
 mod access;
+mod crash;
 mod credentials;
 mod events;
 mod grants;
+mod http;
+mod input;
 mod keys;
+mod races;
 mod sessions;
 mod system_accounts;
 mod throttle;
