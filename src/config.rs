@@ -568,6 +568,16 @@ impl Config {
         if !["text", "json"].contains(&self.log.format.as_str()) {
             return Err("setting `log.format` has to be text or json".to_owned());
         }
+        let is_postgres = |url: &DatabaseUrl| {
+            url.0.starts_with("postgres://") || url.0.starts_with("postgresql://")
+        };
+        if self
+            .database_url
+            .as_ref()
+            .is_some_and(|url| !is_postgres(url))
+        {
+            return Err("setting `database_url` has to begin with postgres://".to_owned());
+        }
         if let Some(url) = &self.public_url {
             check_public_url(url)?;
         }

@@ -90,21 +90,29 @@ impl Rule {
             return Err(counter.next_time.after(now));
         }
         let failures = counter.failures.saturating_add(1);
-        Ok(Counter {
-            failures,
-            last_time: now,
-            next_time: now.plus_s(self.delay_s(failures)),
-        })
+        Ok(self.counter(failures, now))
     }
 
     /// Takes back one charge, for an attempt that was right.
     pub fn refund(&self, counter: Counter) -> Counter {
-        let failures = counter.failures.saturating_sub(1);
-        let next_time = counter.last_time.plus_s(self.delay_s(failures));
+        let refunded = self.counter(counter.failures.saturating_sub(1), counter.last_time);
+        Counter {
+            next_time: refunded.next_time.min(counter.next_time),
+            ..refunded
+        }
+    }
+
+    /// Without a wait there is no next time, so that of several attempts at once a late one does not
+    /// hold up one that began earlier.
+    fn counter(&self, failures: u32, last_time: Timestamp) -> Counter {
+        let next_time = match self.delay_s(failures) {
+            0 => Timestamp::EPOCH,
+            delay_s => last_time.plus_s(delay_s),
+        };
         Counter {
             failures,
-            next_time: next_time.min(counter.next_time),
-            ..counter
+            last_time,
+            next_time,
         }
     }
 
@@ -206,6 +214,12 @@ mod tests {
         }
         let later = counter.last_time.plus_s(3600);
         assert_eq!(RULE.charge(counter, later).expect("forgotten").failures, 1);
+    }
+
+    #[test]
+    fn attempts_that_overlap_do_not_hold_each_other_up() {
+        let late = RULE.charge(Counter::NONE, NOW.plus_s(1)).expect("free");
+        assert!(RULE.charge(late, NOW).is_ok(), "began earlier, came later");
     }
 
     #[test]

@@ -279,9 +279,10 @@ impl pb::credential_service_server::CredentialService for Credentials {
             return Ok(Response::new(first));
         }
         let (digest, owner) = secrets::reset_code(&call, &request.code).await?;
-        let PasswordOwner { user, password } = owner;
+        let PasswordOwner { id, password, .. } = owner;
         let mut db = call.db().read().await?;
-        let has_second_factor = credentials::has_second_factor(&mut db, user.id)
+        let user = find_user(&mut db, id).await?;
+        let has_second_factor = credentials::has_second_factor(&mut db, id)
             .await
             .map_err(Error::from)?;
         drop(db);

@@ -55,7 +55,9 @@ pub(super) enum Whose<'a> {
 
 /// A person who has just proved who they are.
 pub(super) struct Proven {
-    pub(super) user: User,
+    pub(super) user: UserId,
+    /// The state the account was in.
+    pub(super) lifecycle: Lifecycle,
     pub(super) credential: CredentialId,
     /// The hash the password was compared with: the proof is good while that is the stored one.
     pub(super) hash: PasswordHash,
@@ -69,21 +71,22 @@ pub(super) struct Proven {
 /// statements run.
 pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
     let (app, now) = (call.app(), call.now);
+    // First of all: who cannot be served in time costs nothing more.
+    let ticket = app.hasher.admit(call.deadline)?;
     let owner = find_owner(call, attempt.whose).await?;
-    let account = owner.as_ref().map(|owner| AccountId::User(owner.user.id));
+    let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
     let device = account.and_then(|account| {
         KnownDevice::parse(attempt.device_token, account, &app.keys.device_tokens, now)
     });
-
-    let ticket = app.hasher.admit(call.deadline)?;
     let charged = charge_attempt(call, &attempt, account, device).await?;
     let stored = owner.as_ref().and_then(|owner| owner.password.as_ref());
     let stored = stored.map(|(_, hash)| hash);
     let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
 
-    let proven = owner.filter(|owner| matches && owner.user.lifecycle.may_act(now));
+    let proven = owner.filter(|owner| matches && owner.lifecycle.may_act(now));
     let Some(PasswordOwner {
-        user,
+        id: user,
+        lifecycle,
         password: Some((credential, hash)),
     }) = proven
     else {
@@ -109,6 +112,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
     };
     Ok(Proven {
         user,
+        lifecycle,
         credential,
         hash,
         rehash,
@@ -189,7 +193,7 @@ pub(super) async fn reset_code(call: &Call, text: &str) -> Result<(Digest, Passw
         let digest = code.digest();
         if let Some(id) = password_resets::find(&mut db, &digest, call.now).await? {
             let owner = users::find_with_password(&mut db, id).await?;
-            if let Some(owner) = owner.filter(|owner| owner.user.lifecycle.may_act(call.now)) {
+            if let Some(owner) = owner.filter(|owner| owner.lifecycle.may_act(call.now)) {
                 return Ok((digest, owner));
             }
         }

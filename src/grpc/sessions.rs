@@ -74,13 +74,13 @@ impl pb::session_service_server::SessionService for Sessions {
             attempts | tx | { sign_in(tx, &call, &proven, session.clone()).await? }
         )?;
 
-        let tokens = tokens(&call, &session, &proven.user.lifecycle, &wish).await?;
+        let tokens = tokens(&call, &session, &proven.lifecycle, &wish).await?;
         let known = proven
             .device
             .map_or_else(|| call.new_uuid(), |device| device.id);
         let device = KnownDevice {
             id: known,
-            account: proven.user.id.into(),
+            account: proven.user.into(),
             expire_time: call.now.plus_s(call.app().config.sign_in.device_lifetime_s),
         };
         let mut response = pb::SignInResponse {
@@ -265,7 +265,7 @@ fn new_session(call: &Call, proven: &Proven, device: Device) -> Session {
         .filter(|_| call.caller.holds("sessions.create"));
     let mut session = Session {
         id: SessionId(call.new_uuid()),
-        user: proven.user.id,
+        user: proven.user,
         revision: 1,
         device,
         client: match client {
@@ -301,7 +301,7 @@ async fn sign_in(
     session: Session,
 ) -> Result<Session> {
     if let Some(first) = call.replay::<pb::SignInResponse>(tx).await? {
-        return first_session(tx, call, proven.user.id, &first).await;
+        return first_session(tx, call, proven.user, &first).await;
     }
     let Proven {
         user,
@@ -309,16 +309,16 @@ async fn sign_in(
         hash,
         ..
     } = proven;
-    let holds = credentials::proved(tx, user.id, *credential, hash, call.now).await?
-        && users::signed_in(tx, user.id, call.now).await?;
+    let holds = credentials::proved(tx, *user, *credential, hash, call.now).await?
+        && users::signed_in(tx, *user, call.now).await?;
     if !holds {
         return Err(Error::invalid_credentials());
     }
     if let Some(rehash) = &proven.rehash {
-        credentials::replace_password(tx, user.id, hash, rehash, None).await?;
+        credentials::replace_password(tx, *user, hash, rehash, None).await?;
     }
     sessions::insert(tx, &session).await?;
-    let event = call.event().about(session.name(), Some(user.id.into()));
+    let event = call.event().about(session.name(), Some((*user).into()));
     events::append(tx, &event).await?;
     let tokens = pb::TokenSet {
         session: session.name(),

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     db::{Read, Write},
-    error::{OnDuplicate as _, Result},
+    error::{Error as StoreError, OnDuplicate as _, Result},
     sql::{Row, sql},
 };
 use crate::domain::{
@@ -119,45 +119,60 @@ pub async fn find_by_identifier(
     db.optional(sql.bind(kind.name()).bind(key), user).await
 }
 
-/// What a sign-in with a password needs to know, in one statement whether or not there is such a
-/// user.
+/// What checking a password needs to know.
 #[derive(Clone, Debug)]
 pub struct PasswordOwner {
-    pub user: User,
+    pub id: UserId,
+    pub lifecycle: Lifecycle,
     /// The password, if the user has one.
     pub password: Option<(CredentialId, PasswordHash)>,
 }
 
-fn password_owner(row: &Row) -> Result<PasswordOwner> {
+/// The statements that find an owner always yield one row, empty for nobody, so that finding nobody
+/// takes no less time.
+fn password_owner(row: &Row) -> Result<Option<PasswordOwner>> {
+    let id: Option<UserId> = row.get("id")?;
+    let state: Option<String> = row.get("state")?;
+    let until_time = row.get("state_until_time")?;
+    let expire_time = row.get("expire_time")?;
     let credential: Option<CredentialId> = row.get("credential_id")?;
     let hash: Option<String> = row.get("password_hash")?;
-    Ok(PasswordOwner {
-        user: user(row)?,
+    let Some((id, state)) = id.zip(state) else {
+        return Ok(None);
+    };
+    Ok(Some(PasswordOwner {
+        id,
+        lifecycle: Lifecycle {
+            state: State::parse(&state).ok_or_else(|| StoreError::broken(state))?,
+            until_time,
+            expire_time,
+            ..Lifecycle::default()
+        },
         password: credential.zip(hash.map(PasswordHash::from_stored)),
-    })
+    }))
 }
 
 pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
-        "SELECT ",
-        columns!(),
-        ", c.id AS credential_id, c.password_hash
-          FROM login_identifiers i JOIN users u ON u.id = i.user_id
-          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'
-          WHERE i.kind = 'username' AND i.value_key = $1"
+        "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
+            c.password_hash
+         FROM (SELECT 1) AS always
+         LEFT JOIN login_identifiers i ON i.kind = 'username' AND i.value_key = $1
+         LEFT JOIN users u ON u.id = i.user_id
+         LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"
     );
-    db.optional(sql.bind(key), password_owner).await
+    db.one(sql.bind(key), password_owner).await
 }
 
 pub async fn find_with_password(db: &mut Read, id: UserId) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
-        "SELECT ",
-        columns!(),
-        ", c.id AS credential_id, c.password_hash
-          FROM users u LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'
-          WHERE u.id = $1"
+        "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
+            c.password_hash
+         FROM (SELECT 1) AS always
+         LEFT JOIN users u ON u.id = $1
+         LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"
     );
-    db.optional(sql.bind(id), password_owner).await
+    db.one(sql.bind(id), password_owner).await
 }
 
 /// Which users to list.

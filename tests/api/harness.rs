@@ -120,8 +120,9 @@ pub struct Server {
 }
 
 impl Server {
+    /// Where everything is served.
     pub fn address(&self) -> SocketAddr {
-        self.running.address
+        self.running.private_address.unwrap_or(self.running.address)
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -306,7 +307,8 @@ impl Operator {
         let text = fs::read_to_string(file).expect("bootstrap.json");
         let bootstrap: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let text = |name: &str| bootstrap[name].as_str().expect(name).to_owned();
-        let anonymous = Actor::new(connect(running.address).await, None);
+        let address = running.private_address.unwrap_or(running.address);
+        let anonymous = Actor::new(connect(address).await, None);
         let tokens = anonymous
             .issue(&text("client_id"), &text("client_secret"))
             .await;

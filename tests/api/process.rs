@@ -40,9 +40,12 @@ impl Installation {
         self.folder.path().join("accountd-data")
     }
 
-    /// The program in this folder, with nothing but these settings.
+    /// The program in this folder, with nothing but these settings. ACCOUNTD_TEST_BINARY names
+    /// another build of it.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_accountd"));
+        let other = std::env::var_os("ACCOUNTD_TEST_BINARY");
+        let program = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_accountd").into());
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder.path());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ACCOUNTD_") {

@@ -1,0 +1,76 @@
+//! More sign-ins than can be served: memory stays, refusals are quick and say when to come back, and
+//! everything else goes on.
+
+use std::time::{Duration, Instant};
+
+use accountd::grpc::pb;
+use tokio::task::JoinSet;
+use tonic_types::StatusExt as _;
+
+use crate::{
+    harness::{Actor, Engine, SignedIn, connect, on_both_engines, password, reason_of},
+    process::Installation,
+};
+
+const MIB: u64 = 1024 * 1024;
+
+on_both_engines! {
+    async fn a_thousand_sign_ins_at_once_cost_bounded_memory_and_nobody_else(engine: Engine) {
+        let installation = Installation::new(engine).await;
+        let process = installation.serve(&[("ACCOUNTD_THROTTLE__NETWORK_FREE", "1000000"), ("ACCOUNTD_THROTTLE__ACCOUNT_FREE", "1000000")]);
+        let operator = installation.bootstrap(&process).await;
+        let username = "alice";
+        let user = operator.create_user(pb::User { username: username.to_owned(), ..Default::default() });
+        let user = user.await.expect("created");
+        let code = crate::credentials::reset_code(&operator, &user.name).await.expect("a code");
+        crate::credentials::redeem(&operator, &code, &password(username)).await.expect("set");
+        let alice = operator.sign_in(username, &password(username)).await.expect("signed in");
+        let token = SignedIn::new(&operator, alice).tokens.access_token;
+        let (base, _) = process.memory();
+
+        let mut channels = Vec::new();
+        for _ in 0..20 {
+            channels.push(connect(process.address).await);
+        }
+        let mut sign_ins = JoinSet::new();
+        for number in 0..1_000 {
+            let actor = Actor::new(channels[number % channels.len()].clone(), None);
+            sign_ins.spawn(async move {
+                let begin = Instant::now();
+                let outcome = actor.sign_in("alice", &password("alice")).await;
+                (outcome, begin.elapsed())
+            });
+        }
+        let mut waits = Vec::new();
+        while !sign_ins.is_empty() && waits.len() < 100 {
+            let begin = Instant::now();
+            assert!(operator.introspect(&token).await.expect("an answer").active);
+            waits.push(begin.elapsed());
+        }
+        let (mut granted, mut refused) = (Vec::new(), Vec::new());
+        while let Some(done) = sign_ins.join_next().await {
+            match done.expect("no panic") {
+                (Ok(_), time) => granted.push(time),
+                (Err(status), time) => {
+                    assert_eq!(reason_of(&status), "OVERLOADED", "{status:?}");
+                    let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                    assert!(delay.is_some_and(|delay| delay > Duration::ZERO), "says when");
+                    refused.push(time);
+                }
+            }
+        }
+        // As ratios within this run: what is refused or cheap does not wait for what is hashed.
+        let (served, turned_away, cheap) = (median(granted), median(refused), median(waits));
+        assert!(turned_away < served, "refused after {turned_away:?}, served after {served:?}");
+        assert!(cheap < served / 4, "introspected after {cheap:?}, served after {served:?}");
+        let lanes = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let (_, peak) = process.memory();
+        let bound = base + lanes * 19 * MIB + 64 * MIB;
+        assert!(peak <= bound, "{} MiB, at most {} MiB", peak / MIB, bound / MIB);
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}

@@ -1,0 +1,117 @@
+//! The time of a refused sign-in does not tell why it was refused.
+//!
+//! Sign-ins of all kinds are interleaved at random, and for each kind the probability is estimated
+//! that one of them takes longer than a plain wrong password (the area under the ROC curve): 0.5 when
+//! time tells nothing, 1 or 0 when it tells everything. A hash that is cheaper than the shipped one
+//! makes the noise smaller and so the test stricter.
+
+use std::time::{Duration, Instant};
+
+use accountd::grpc::pb;
+
+use crate::harness::{Actor, Engine, assert_refused, on_both_engines, password};
+
+/// How far from 0.5 the area may lie.
+const TOLERANCE: f64 = 0.02;
+/// Samples of each kind: looked at after so many at a time, and at most.
+const ROUND: usize = 500;
+const MAX_SAMPLES: usize = 10_000;
+
+on_both_engines! {
+    async fn time_does_not_tell_who_exists(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.hashing.memory_kib = 2_048;
+            config.hashing.iterations = 1;
+            config.throttle.account_free = u32::MAX;
+            config.throttle.network_free = u32::MAX;
+        });
+        let server = server.await;
+        let operator = server.operator().await;
+        server.user("wrong").await;
+        let suspended = server.user("suspended").await;
+        operator.suspend_user(&suspended.name).await.expect("suspended");
+        let nameless = pb::User { username: "nopassword".to_owned(), ..Default::default() };
+        operator.create_user(nameless).await.expect("created");
+        let anonymous = server.anonymous().await;
+
+        let kinds = ["wrong", "nobody", "suspended", "nopassword"];
+        let mut times = [const { Vec::new() }; 4];
+        let mut order = Order(1);
+        loop {
+            for _ in 0..ROUND {
+                for kind in order.shuffled() {
+                    times[kind].push(refused(&anonymous, kinds[kind]).await);
+                }
+            }
+            let samples = times[0].len();
+            // Chance alone makes the area stray by about this much.
+            let chance = 1.0 / (6.0 * samples as f64).sqrt();
+            let areas: Vec<f64> = times[1..].iter().map(|times_of_kind| auc(times_of_kind, &times[0])).collect();
+            let farthest = areas.iter().map(|area| (area - 0.5).abs()).fold(0.0, f64::max);
+            if farthest + chance <= TOLERANCE {
+                break;
+            }
+            let medians: Vec<Duration> = times.iter().map(|times| median(times)).collect();
+            let is_hopeless = farthest > TOLERANCE + 5.0 * chance;
+            assert!(
+                farthest <= TOLERANCE || !(is_hopeless || samples >= MAX_SAMPLES),
+                "time tells one of {kinds:?}: {areas:.3?} after {samples} samples each, \
+                 medians {medians:?}"
+            );
+            if samples >= MAX_SAMPLES {
+                break;
+            }
+        }
+    }
+}
+
+/// How long a sign-in takes that is refused: the right password of a suspended user, the wrong one of
+/// everybody else.
+async fn refused(actor: &Actor, username: &str) -> Duration {
+    let typed = if username == "suspended" {
+        password(username)
+    } else {
+        "seven quiet otters".to_owned()
+    };
+    let begin = Instant::now();
+    let refused = actor.sign_in(username, &typed).await;
+    let time = begin.elapsed();
+    assert_refused(refused, accountd::domain::error::Reason::InvalidCredentials);
+    time
+}
+
+/// The probability that one of `a` is longer than one of `b`.
+fn auc(a: &[Duration], b: &[Duration]) -> f64 {
+    let mut all: Vec<(Duration, bool)> = Vec::new();
+    all.extend(a.iter().map(|time| (*time, true)));
+    all.extend(b.iter().map(|time| (*time, false)));
+    all.sort();
+    let (mut below, mut wins) = (0_u64, 0_u64);
+    for (_, is_a) in all {
+        if is_a { wins += below } else { below += 1 }
+    }
+    wins as f64 / (a.len() as f64 * b.len() as f64)
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// A small generator for the order of samples (xorshift64).
+struct Order(u64);
+
+impl Order {
+    fn shuffled(&mut self) -> [usize; 4] {
+        let mut order = [0, 1, 2, 3];
+        for place in (1..order.len()).rev() {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            let other = usize::try_from(self.0 % (place as u64 + 1)).expect("small");
+            order.swap(place, other);
+        }
+        order
+    }
+}
