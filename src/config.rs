@@ -399,7 +399,7 @@ pub fn example() -> String {
     text
 }
 
-/// Every setting by its full key, as TOML writes the value; unset ones as "".
+/// Every setting by its full key, as TOML writes the value, or [`UNSET`].
 fn leaves(config: &Config) -> Vec<(String, String)> {
     let mut leaves = Vec::new();
     let tree = serde_json::to_value(config).unwrap_or_default();
@@ -419,9 +419,12 @@ fn leaves(config: &Config) -> Vec<(String, String)> {
     leaves
 }
 
+/// No value of TOML, so that nobody sets it by removing a `#`.
+const UNSET: &str = "(unset)";
+
 fn toml(value: &serde_json::Value) -> String {
     if value.is_null() {
-        "\"\"".to_owned()
+        UNSET.to_owned()
     } else {
         value.to_string()
     }
@@ -482,6 +485,8 @@ impl Provider for Environment {
                 .replace("__", ".");
             let pointer = format!("/{}", key.replace('.', "/"));
             let value = match defaults.pointer(&pointer) {
+                // How compose files and charts spell a setting that is not there.
+                Some(serde_json::Value::Null) if text.is_empty() => continue,
                 Some(serde_json::Value::Number(_)) => text
                     .parse::<i64>()
                     .map_or_else(|_| Value::from(text.as_str()), Value::from),
@@ -798,6 +803,18 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_variable_leaves_an_optional_setting_unset() {
+        let loaded = load(&[("ACCOUNTD_DATABASE_URL", "")], &[]).expect("loads");
+        assert!(loaded.config.database_url.is_none());
+        let text = loaded.describe();
+        assert!(
+            text.contains("database_url = (unset)  # default\n"),
+            "{text}"
+        );
+        assert!(load(&[("ACCOUNTD_LISTEN", "")], &[]).is_err());
+    }
+
+    #[test]
     fn an_unknown_setting_is_refused_with_a_suggestion() {
         let error = |name| load(&[(name, "1")], &[]).err().expect(name);
         assert_eq!(
@@ -885,7 +902,7 @@ mod tests {
                     .filter(|rest| !rest.starts_with(' '))
                     .unwrap_or(line)
             })
-            .filter(|line| !line.ends_with("= \"\""))
+            .filter(|line| !line.ends_with(UNSET))
             .flat_map(|line| [line, "\n"])
             .collect();
         let figment =

@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn causes_stay_in_the_log() {
         for error in [
-            Error::Internal("SELECT secret".to_owned()),
+            Error::Internal("a secret".to_owned()),
             Error::Unavailable("10.1.2.3".to_owned()),
         ] {
             let status = Status::from(error);

@@ -126,7 +126,7 @@ pub async fn list(
             "SELECT ",
             columns!(),
             " FROM events
-              WHERE account_id = $1 AND ($2 IS NULL OR actor_id = $2) AND ($3 IS NULL OR kind = $3)
+              WHERE account_id = $1 AND (actor_id = $2 OR $2 IS NULL) AND (kind = $3 OR $3 IS NULL)
                 AND id < $4 AND id >= $5 AND time >= $6 AND time <= $7
               ORDER BY id DESC LIMIT $8"
         )
@@ -137,7 +137,7 @@ pub async fn list(
             "SELECT ",
             columns!(),
             " FROM events
-              WHERE actor_id = $1 AND ($2 IS NULL OR kind = $2)
+              WHERE actor_id = $1 AND (kind = $2 OR $2 IS NULL)
                 AND id < $3 AND id >= $4 AND time >= $5 AND time <= $6
               ORDER BY id DESC LIMIT $7"
         )

@@ -91,8 +91,8 @@ pub async fn list(
             "SELECT ",
             columns!(),
             " FROM grants
-              WHERE principal_id = $1 AND principal_kind = $2 AND ($3 IS NULL OR role = $3)
-                AND ($4 IS NULL OR scope = $4) AND id > $5
+              WHERE principal_id = $1 AND principal_kind = $2 AND (role = $3 OR $3 IS NULL)
+                AND (scope = $4 OR $4 IS NULL) AND id > $5
               ORDER BY id LIMIT $6"
         )
         .bind(principal)
@@ -102,7 +102,7 @@ pub async fn list(
         (None, Some(role), scope) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants WHERE role = $1 AND ($2 IS NULL OR scope = $2) AND id > $3
+            " FROM grants WHERE role = $1 AND (scope = $2 OR $2 IS NULL) AND id > $3
               ORDER BY id LIMIT $4"
         )
         .bind(role.as_str())

@@ -208,7 +208,7 @@ pub async fn end_all(
     let sql = sql!(
         "UPDATE sessions SET end_time = $2, end_reason = $3, revision = revision + 1
          WHERE user_id = $1 AND end_time IS NULL AND idle_expire_time > $2 AND expire_time > $2
-            AND ($4 IS NULL OR credential_id = $4) AND ($5 IS NULL OR id <> $5)"
+            AND (credential_id = $4 OR $4 IS NULL) AND (id <> $5 OR $5 IS NULL)"
     )
     .bind(user)
     .bind(now)

@@ -59,7 +59,7 @@ pub async fn list_current(db: &mut Read, since: Timestamp) -> Result<Vec<Signing
         columns!(),
         " FROM signing_keys
           WHERE COALESCE(revoke_time, retire_time, $1) >= $1
-          ORDER BY create_time DESC, kid"
+          ORDER BY create_time DESC, kid DESC"
     );
     db.all(sql.bind(since), signing_key).await
 }

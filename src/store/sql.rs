@@ -2,7 +2,8 @@
 //!
 //! The portable subset, which `tests/house` checks by preparing every statement on both engines:
 //! `$1` placeholders, explicit columns, `RETURNING`, `ON CONFLICT … DO UPDATE`, row values, `EXISTS`,
-//! `LIMIT $n`; no `now()`, no `LIKE`, no arrays, no `OFFSET`, no engine's own functions.
+//! `LIMIT $n`, an optional condition as `(x = $n OR $n IS NULL)`; no `now()`, no `LIKE`, no arrays,
+//! no `OFFSET`, no engine's own functions.
 //! Invariant: the text of a statement is a literal, so nothing a caller sends can become part of it.
 
 use std::net::IpAddr;

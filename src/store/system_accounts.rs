@@ -108,8 +108,8 @@ pub async fn list(
             columns!(),
             " FROM system_accounts a
               WHERE (a.create_time, a.id) > ($1, $2)
-                AND ($3 IS NULL OR a.state = $3) AND ($4 OR a.state <> 'DELETED')
-                AND ($5 IS NULL OR a.kind = $5)
+                AND (a.state = $3 OR $3 IS NULL) AND ($4 OR a.state <> 'DELETED')
+                AND (a.kind = $5 OR $5 IS NULL)
               ORDER BY a.create_time, a.id LIMIT $6"
         ),
         Some(owner) => sql!(
@@ -117,8 +117,8 @@ pub async fn list(
             columns!(),
             " FROM system_accounts a
               WHERE a.owner_id = $1 AND (a.create_time, a.id) > ($2, $3)
-                AND ($4 IS NULL OR a.state = $4) AND ($5 OR a.state <> 'DELETED')
-                AND ($6 IS NULL OR a.kind = $6)
+                AND (a.state = $4 OR $4 IS NULL) AND ($5 OR a.state <> 'DELETED')
+                AND (a.kind = $6 OR $6 IS NULL)
               ORDER BY a.create_time, a.id LIMIT $7"
         )
         .bind(owner),

@@ -236,7 +236,7 @@ pub async fn list(
                   WHERE u.username_key >= $1 AND u.username_key <= $2
                     AND (u.username_key, u.id) > ($3, $4)
                     AND u.create_time >= $5 AND u.create_time <= $6
-                    AND ($7 IS NULL OR u.state = $7) AND ($8 OR u.state <> 'DELETED')
+                    AND (u.state = $7 OR $7 IS NULL) AND ($8 OR u.state <> 'DELETED')
                   ORDER BY u.username_key, u.id LIMIT $9"
             )
             .bind(query.usernames.0.as_str())

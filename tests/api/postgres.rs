@@ -38,14 +38,6 @@ pub async fn database() -> String {
     format!("{server}/{name}")
 }
 
-/// A number that a query on the maintenance database gives.
-pub async fn number(sql: &'static str, argument: &str) -> i64 {
-    let cluster = cluster().await.expect("asked before");
-    let mut connection = cluster.connect().await.expect("a connection");
-    let query = sqlx::query_scalar(sql).bind(argument);
-    query.fetch_one(&mut connection).await.expect("a number")
-}
-
 struct Cluster {
     /// Of a database that is always there.
     url: String,

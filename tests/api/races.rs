@@ -10,12 +10,12 @@ use std::{
 };
 
 use accountd::grpc::pb;
+use sqlx::{Connection as _, PgConnection};
 use tokio::{sync::Barrier, task::JoinSet};
 
 use crate::{
     credentials::{redeem, reset_code},
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
-    postgres,
 };
 
 const AT_ONCE: usize = 64;
@@ -207,10 +207,7 @@ on_both_engines! {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if let Some(url) = &server.config.database_url {
-            let (_, name) = url.0.rsplit_once('/').expect("a database");
-            let sql = "SELECT COUNT(*) FROM pg_stat_activity
-                WHERE datname = $1 AND state LIKE 'idle in transaction%'";
-            assert_eq!(postgres::number(sql, name).await, 0);
+            assert_eq!(idle_in_transaction(&url.0).await, 0);
         }
         for _ in 0..1_000 {
             operator.create_user(pb::User::default()).await.expect("as if nothing had been");
@@ -244,6 +241,15 @@ where
         });
     }
     tasks.join_all().await
+}
+
+/// Connections to a PostgreSQL database that were left in the middle of a transaction.
+async fn idle_in_transaction(url: &str) -> i64 {
+    let sql = "SELECT COUNT(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    let mut connection = PgConnection::connect(url).await.expect("a connection");
+    let query = sqlx::query_scalar(sql).fetch_one(&mut connection);
+    query.await.expect("a number")
 }
 
 /// Users without the event of their creation.

@@ -1,0 +1,53 @@
+//! A new database of each engine, as the server itself opens it.
+
+use std::{sync::Arc, time::Duration};
+
+use accountd::{
+    env::{Random, SystemClock, SystemRandom},
+    store::open::{self, Settings, Target},
+};
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+
+use crate::postgres;
+
+pub struct Databases {
+    pub sqlite: SqliteConnection,
+    /// None where PostgreSQL is not installed.
+    pub postgres: Option<PgConnection>,
+    _folder: TempDir,
+}
+
+pub async fn databases() -> Databases {
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = folder.path().join("accountd.sqlite");
+    open(Target::Sqlite(file.clone())).await;
+    let url = format!("sqlite://{}", file.display());
+    let sqlite = SqliteConnection::connect(&url).await.expect("a connection");
+    let postgres = if postgres::is_available().await {
+        let url = postgres::database().await;
+        open(Target::Postgres(url.clone())).await;
+        Some(PgConnection::connect(&url).await.expect("a connection"))
+    } else {
+        None
+    };
+    Databases {
+        sqlite,
+        postgres,
+        _folder: folder,
+    }
+}
+
+async fn open(target: Target) {
+    let settings = Settings {
+        target,
+        max_connections: 1,
+        acquire_timeout: Duration::from_secs(5),
+        transaction_timeout: Duration::from_secs(5),
+    };
+    let random: Arc<dyn Random> = Arc::new(SystemRandom);
+    let db = open::open(&settings, &SystemClock, &random)
+        .await
+        .expect("opens");
+    db.close().await;
+}

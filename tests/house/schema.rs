@@ -1,0 +1,184 @@
+//! The schemas of the two engines are one: tables, columns, nullability, keys and indexes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _, SqliteConnection};
+
+use crate::databases::databases;
+
+/// What both engines are asked for, in words that both can say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Schema {
+    /// `table.column` to its kind and whether it may be NULL.
+    columns: BTreeMap<String, (Kind, bool)>,
+    /// Names of indexes, to table, columns and uniqueness.
+    indexes: BTreeMap<String, (String, String, bool)>,
+    /// `table(columns)` of primary keys.
+    keys: BTreeSet<String>,
+    /// `table(column) -> table ON DELETE …`.
+    references: BTreeSet<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Kind {
+    Text,
+    /// Bytes or an id: one type on SQLite.
+    Bytes,
+    /// A number, or yes or no: one type on SQLite.
+    Number,
+}
+
+#[tokio::test]
+async fn both_engines_have_the_same_schema() {
+    let mut databases = databases().await;
+    let sqlite = read_sqlite(&mut databases.sqlite).await;
+    assert!(sqlite.columns.len() > 100, "{sqlite:#?}");
+    assert!(sqlite.keys.len() > 10 && sqlite.indexes.len() > 20 && sqlite.references.len() > 2);
+    let Some(postgres) = &mut databases.postgres else {
+        return;
+    };
+    let postgres = read_postgres(postgres).await;
+    assert_eq!(sqlite.columns, postgres.columns);
+    assert_eq!(sqlite.indexes, postgres.indexes);
+    assert_eq!(sqlite.keys, postgres.keys);
+    assert_eq!(sqlite.references, postgres.references);
+}
+
+/// PostgreSQL reports a duplicate by the name of the key, SQLite by its columns; `store::error`
+/// makes the former from the latter, so the names have to follow from the columns.
+#[tokio::test]
+async fn names_of_keys_follow_from_their_columns() {
+    let mut databases = databases().await;
+    let Some(postgres) = &mut databases.postgres else {
+        return;
+    };
+    let sql = "SELECT i.relname AS name, t.relname AS table_name,
+            (SELECT string_agg(a.attname, '_' ORDER BY k.place)
+             FROM unnest(x.indkey) WITH ORDINALITY AS k (number, place)
+             JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number) AS columns
+         FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid
+         JOIN pg_namespace n ON n.oid = t.relnamespace
+         WHERE n.nspname = 'public' AND x.indisunique AND t.relname <> '_sqlx_migrations'";
+    let rows = postgres.fetch_all(sql).await.expect("keys");
+    assert!(rows.len() > 10);
+    for row in rows {
+        let text = |column: &str| row.get::<String, _>(column);
+        assert_eq!(
+            text("name"),
+            format!("{}_{}_key", text("table_name"), text("columns"))
+        );
+    }
+}
+
+async fn read_sqlite(sqlite: &mut SqliteConnection) -> Schema {
+    let mut schema = Schema::default();
+    let tables =
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> '_sqlx_migrations'
+         AND name NOT LIKE 'sqlite_%'";
+    for table in sqlite.fetch_all(tables).await.expect("tables") {
+        let table: String = table.get("name");
+        let mut ask = async |pragma: &str| {
+            let sql = AssertSqlSafe(format!("PRAGMA {pragma}"));
+            sqlite.fetch_all(sql).await.expect("an answer")
+        };
+        let mut key = Vec::new();
+        for row in ask(&format!("table_info({table})")).await {
+            let (name, kind): (String, String) = (row.get("name"), row.get("type"));
+            let kind = match &*kind {
+                "TEXT" => Kind::Text,
+                "BLOB" => Kind::Bytes,
+                "INTEGER" => Kind::Number,
+                other => panic!("{table}.{name} is {other}"),
+            };
+            let place: i64 = row.get("pk");
+            if place > 0 {
+                key.push((place, name.clone()));
+            }
+            let nullable = row.get::<i64, _>("notnull") == 0;
+            schema
+                .columns
+                .insert(format!("{table}.{name}"), (kind, nullable));
+        }
+        key.sort();
+        let key: Vec<String> = key.into_iter().map(|(_, name)| name).collect();
+        schema.keys.insert(format!("{table}({})", key.join(",")));
+        for index in ask(&format!("index_list({table})")).await {
+            let name: String = index.get("name");
+            if index.get::<String, _>("origin") != "c" {
+                continue;
+            }
+            let columns = ask(&format!("index_info({name})")).await;
+            let columns: Vec<String> = columns.iter().map(|row| row.get("name")).collect();
+            let unique = index.get::<i64, _>("unique") == 1;
+            schema
+                .indexes
+                .insert(name, (table.clone(), columns.join(","), unique));
+        }
+        for reference in ask(&format!("foreign_key_list({table})")).await {
+            let text = |column: &str| reference.get::<String, _>(column);
+            let (from, to, end) = (text("from"), text("table"), text("on_delete"));
+            schema
+                .references
+                .insert(format!("{table}({from}) -> {to} ON DELETE {end}"));
+        }
+    }
+    schema
+}
+
+async fn read_postgres(postgres: &mut PgConnection) -> Schema {
+    let mut schema = Schema::default();
+    let columns = "SELECT table_name::text, column_name::text, data_type::text, is_nullable::text
+         FROM information_schema.columns
+         WHERE table_schema = 'public' AND table_name <> '_sqlx_migrations'";
+    for row in postgres.fetch_all(columns).await.expect("columns") {
+        let text = |column: &str| row.get::<String, _>(column);
+        let name = format!("{}.{}", text("table_name"), text("column_name"));
+        let kind = match &*text("data_type") {
+            "text" => Kind::Text,
+            "bytea" | "uuid" => Kind::Bytes,
+            "bigint" | "boolean" => Kind::Number,
+            other => panic!("{name} is {other}"),
+        };
+        schema
+            .columns
+            .insert(name, (kind, text("is_nullable") == "YES"));
+    }
+    let indexes = "SELECT i.relname::text AS name, t.relname::text AS table_name,
+            x.indisunique AS is_unique, x.indisprimary AS is_key,
+            (SELECT string_agg(a.attname, ',' ORDER BY k.place)
+             FROM unnest(x.indkey) WITH ORDINALITY AS k (number, place)
+             JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number) AS columns
+         FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid
+         JOIN pg_namespace n ON n.oid = t.relnamespace
+         WHERE n.nspname = 'public' AND t.relname <> '_sqlx_migrations'";
+    for row in postgres.fetch_all(indexes).await.expect("indexes") {
+        let text = |column: &str| row.get::<String, _>(column);
+        let (table, columns) = (text("table_name"), text("columns"));
+        if row.get("is_key") {
+            schema.keys.insert(format!("{table}({columns})"));
+        } else {
+            schema
+                .indexes
+                .insert(text("name"), (table, columns, row.get("is_unique")));
+        }
+    }
+    let references = "SELECT t.relname::text AS table_name, a.attname::text AS column_name,
+            r.relname::text AS other,
+            CASE c.confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'a' THEN 'NO ACTION' ELSE 'other' END AS end
+         FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid JOIN pg_class r ON r.oid = c.confrelid
+         JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = c.conkey[1]
+         WHERE c.contype = 'f'";
+    for row in postgres.fetch_all(references).await.expect("references") {
+        let text = |column: &str| row.get::<String, _>(column);
+        let (table, column, other, end) = (
+            text("table_name"),
+            text("column_name"),
+            text("other"),
+            text("end"),
+        );
+        schema
+            .references
+            .insert(format!("{table}({column}) -> {other} ON DELETE {end}"));
+    }
+    schema
+}
