@@ -149,6 +149,8 @@ fn grpc_router(app: &Arc<App>) -> Result<(HealthReporter, Router), String> {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(grpc::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that clients that work from reflection can read the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let text = |error: tonic_reflection::server::Error| error.to_string();
     let router = grpc::services(app)

@@ -219,3 +219,171 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+    use serde_json::{Value, json};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+    const ISSUER: &str = "https://id.example";
+
+    /// A key that really signs, so that nothing but the check in question can refuse its tokens.
+    struct Bench {
+        private: PrivateKey,
+        key: SigningKey,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+            let der = pair.to_pkcs8v1().expect("PKCS #8");
+            let private = Zeroizing::new(der.as_ref().to_vec());
+            let (kid, public_jwk) = public_half(Algorithm::Es256, &private).expect("a public half");
+            let key = SigningKey {
+                kid,
+                revision: 1,
+                algorithm: Algorithm::Es256,
+                state: State::Active,
+                public_jwk,
+                private_sealed: Vec::new(),
+                create_time: NOW,
+                activate_time: Some(NOW),
+                retire_time: None,
+                revoke_time: None,
+            };
+            Self { private, key }
+        }
+
+        fn keyring(&self) -> Keyring {
+            let keys = [self.key.clone()];
+            Keyring::new(&keys, |_| Some(self.private.clone()), 300, NOW).expect("a keyring")
+        }
+
+        fn header(&self) -> Value {
+            json!({ "typ": TYPE, "alg": "ES256", "kid": self.key.kid })
+        }
+
+        /// A token of these very texts, with our signature.
+        fn token(&self, header: &str, claims: &str) -> String {
+            let encode = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
+            let signed = format!("{}.{}", encode(header), encode(claims));
+            let key = encoding_key(Algorithm::Es256, &self.private);
+            let algorithm = Algorithm::Es256.into();
+            let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, algorithm);
+            format!("{signed}.{}", signature.expect("a signature"))
+        }
+
+        fn verify(&self, header: &str, claims: &str) -> Result<Claims, Reason> {
+            self.keyring()
+                .verify(&self.token(header, claims), ISSUER, NOW)
+        }
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": ISSUER, "sub": Uuid::nil(), "aud": "accountd", "exp": 1_000_300,
+            "iat": 1_000_000, "jti": Uuid::nil(), "client_id": "x", "scope": "",
+            "account_kind": "system_account", "credential_id": Uuid::nil(),
+        })
+    }
+
+    fn with(mut object: Value, name: &str, value: Value) -> String {
+        object[name] = value;
+        object.to_string()
+    }
+
+    #[test]
+    fn headers_that_our_own_key_signed_are_not_believed_for_that() {
+        let bench = Bench::new();
+        let claims = claims().to_string();
+        let good = bench.header();
+        assert!(bench.verify(&good.to_string(), &claims).is_ok());
+        let more = with(good.clone(), "x", json!(1));
+        assert!(bench.verify(&more, &claims).is_ok(), "an unknown member");
+        for (name, value) in [
+            ("typ", json!("JWT")),
+            ("typ", json!("at+jwt ")),
+            ("typ", Value::Null),
+            ("alg", json!("EdDSA")),
+            ("alg", json!("RS256")),
+            ("alg", json!("HS256")),
+            ("alg", json!("none")),
+            ("kid", json!("")),
+            ("kid", json!("another")),
+            ("kid", Value::Null),
+            ("crit", json!(["exp"])),
+            ("crit", json!([])),
+        ] {
+            let refused = bench.verify(&with(good.clone(), name, value.clone()), &claims);
+            assert_eq!(refused, Err(Reason::TokenInvalid), "{name} = {value}");
+        }
+        for twice in [
+            r#"{"alg":"none","#,
+            r#"{"kid":"another","#,
+            r#"{"typ":"JWT","#,
+        ] {
+            let header = good.to_string().replacen('{', twice, 1);
+            let refused = bench.verify(&header, &claims);
+            assert_eq!(refused, Err(Reason::TokenInvalid), "{header}");
+        }
+    }
+
+    #[test]
+    fn claims_that_our_own_key_signed_are_checked_all_the_same() {
+        let bench = Bench::new();
+        let header = bench.header().to_string();
+        for (name, value, reason) in [
+            ("exp", json!("1000300"), Reason::TokenInvalid),
+            ("exp", json!(1e300), Reason::TokenInvalid),
+            ("exp", json!(-1), Reason::TokenExpired),
+            ("exp", json!(1_000_000), Reason::TokenExpired),
+            ("exp", Value::Null, Reason::TokenInvalid),
+            ("iat", json!(1_000_006), Reason::TokenInvalid),
+            ("aud", json!(["accountd"]), Reason::TokenInvalid),
+            ("iss", json!("https://evil.example"), Reason::TokenInvalid),
+            ("sub", json!("alice"), Reason::TokenInvalid),
+            ("scope", json!(["users.read"]), Reason::TokenInvalid),
+            ("account_kind", json!("admin"), Reason::TokenInvalid),
+        ] {
+            let refused = bench.verify(&header, &with(claims(), name, value.clone()));
+            assert_eq!(refused, Err(reason), "{name} = {value}");
+        }
+        let twice = claims()
+            .to_string()
+            .replacen('{', r#"{"exp":9999999999,"#, 1);
+        assert_eq!(bench.verify(&header, &twice), Err(Reason::TokenInvalid));
+        for text in ["", "null", "[]", "{", "{}", "\u{0}"] {
+            let refused = bench.verify(&header, text);
+            assert_eq!(refused, Err(Reason::TokenInvalid), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_verifies_only_as_long_as_its_state_says() {
+        let mut bench = Bench::new();
+        let token = bench.token(&bench.header().to_string(), &claims().to_string());
+        let active = Bench::new();
+        let verify = |old: &SigningKey, now| {
+            let keys = [active.key.clone(), old.clone()];
+            let private = |_: &SigningKey| Some(active.private.clone());
+            let keyring = Keyring::new(&keys, private, 300, NOW).expect("a keyring");
+            keyring.verify(&token, ISSUER, now).map(drop)
+        };
+        bench.key.state = State::Prepared;
+        assert_eq!(verify(&bench.key, NOW), Ok(()));
+        bench.key.state = State::Retired;
+        bench.key.retire_time = Some(NOW.plus_s(-200));
+        assert_eq!(verify(&bench.key, NOW), Ok(()));
+        assert_eq!(
+            verify(&bench.key, NOW.plus_s(200)),
+            Err(Reason::TokenInvalid)
+        );
+        bench.key.state = State::Revoked;
+        bench.key.revoke_time = Some(NOW);
+        assert_eq!(verify(&bench.key, NOW), Err(Reason::TokenRevoked));
+    }
+}

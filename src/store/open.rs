@@ -103,7 +103,9 @@ pub async fn open(
                 readers: pool().connect_lazy_with(read_only),
                 writers: pool().connect_lazy_with(options.clone()),
             });
-            migrate_postgres(&db, &options, clock, random).await?;
+            // Building an index may take longer than any call should.
+            let unhurried = options.options([("statement_timeout", "0")]);
+            migrate_postgres(&db, &unhurried, clock, random).await?;
             Ok(db)
         }
     }

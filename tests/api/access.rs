@@ -3,7 +3,7 @@
 //! The RPCs are found through the descriptors, one row for each of their paths, so a new one appears
 //! by itself. Requests hold nothing but the name of their target and `validate_only`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use accountd::grpc::{DESCRIPTORS, pb};
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -21,7 +21,7 @@ use crate::harness::{Actor, Engine, Refusal as _, Server, assert_golden, on_both
 
 on_both_engines! {
     async fn every_rpc_admits_whom_its_policy_says(engine: Engine) {
-        let (server, stage) = Stage::set(engine).await;
+        let (server, stage) = Box::pin(Stage::set(engine)).await;
         let mut table = String::new();
         for rpc in rpcs() {
             for path in paths(&rpc) {
@@ -32,9 +32,9 @@ on_both_engines! {
                     outcomes.entry(outcome).or_default().push(kind);
                 }
                 let name = format!("{}/{} {path}", rpc.parent_service().name(), rpc.name());
-                table.push_str(&format!("{}\n", name.trim_end()));
+                let _ = writeln!(table, "{}", name.trim_end());
                 for (outcome, kinds) in outcomes {
-                    table.push_str(&format!("    {outcome}: {}\n", kinds.join(", ")));
+                    let _ = writeln!(table, "    {outcome}: {}", kinds.join(", "));
                 }
             }
         }

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::{
     credentials::{redeem, reset_code},
-    harness::{Actor, Engine, Refusal as _, assert_refused, on_both_engines, reason_of},
+    harness::{Actor, Engine, assert_refused, on_both_engines, reason_of},
     process::Installation,
 };
 

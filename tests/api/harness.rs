@@ -12,12 +12,7 @@ use std::{
 
 use accountd::{
     config::{Config, DatabaseUrl},
-    domain::{
-        error::Reason,
-        name::{AccountId, SystemAccountId, UserId},
-        secret,
-        time::Timestamp,
-    },
+    domain::{error::Reason, secret, time::Timestamp},
     env::{Clock, Random},
     grpc::pb,
     server,
@@ -37,22 +32,22 @@ use crate::postgres;
 /// Makes of each `async fn name(engine: Engine)` one test on SQLite and one on PostgreSQL. Without a
 /// PostgreSQL the latter says so and passes, unless ACCOUNTD_TEST_REQUIRE_POSTGRES is set.
 macro_rules! on_both_engines {
-    ($($(#[$meta:meta])* async fn $name:ident($engine:ident: Engine) $body:block)*) => {$(
+    ($($(#[$meta:meta])* async fn $name:ident($engine:ident: $kind:ident) $body:block)*) => {$(
         $(#[$meta])*
         mod $name {
             use super::*;
 
-            async fn run($engine: crate::harness::Engine) $body
+            async fn run($engine: $kind) $body
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                run(crate::harness::Engine::Sqlite).await;
+                run($kind::Sqlite).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
                 if crate::postgres::is_available().await {
-                    run(crate::harness::Engine::Postgres).await;
+                    run($kind::Postgres).await;
                 }
             }
         }
@@ -553,13 +548,6 @@ impl SignedIn {
             .collect();
         &self.tokens.session[..parts[1]]
     }
-
-    pub fn user(&self) -> UserId {
-        match AccountId::parse(self.name()) {
-            Some(AccountId::User(id)) => id,
-            other => panic!("not a user: {other:?}"),
-        }
-    }
 }
 
 /// What went wrong, as programs see it.
@@ -681,12 +669,4 @@ pub fn assert_golden(name: &str, text: &str) {
         "{name} differs, first at {different:?}; if that is right, run again with \
          ACCOUNTD_TEST_UPDATE_GOLDEN=1 and review the change"
     );
-}
-
-/// The id in `systemAccounts/{uid}`.
-pub fn system_account_id(name: &str) -> SystemAccountId {
-    match AccountId::parse(name) {
-        Some(AccountId::System(id)) => id,
-        other => panic!("not a system account: {other:?}"),
-    }
 }

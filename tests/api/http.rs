@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use accountd::grpc::pb;
 use prost::Message as _;
-use prost_reflect::ReflectMessage as _;
 use reqwest::{Client, Method, RequestBuilder, Response, header::HeaderMap};
 use serde_json::{Value, json};
 
@@ -325,13 +324,10 @@ impl Web {
         (code, response.json().await.expect("JSON"))
     }
 
-    #[track_caller]
-    fn ok(&self, method: Method, path: &str, body: Value) -> impl Future<Output = Value> {
-        async move {
-            let (code, answer) = self.call(method, path, body).await;
-            assert_eq!(code, 200, "{answer}");
-            answer
-        }
+    async fn ok(&self, method: Method, path: &str, body: Value) -> Value {
+        let (code, answer) = self.call(method, path, body).await;
+        assert_eq!(code, 200, "{answer}");
+        answer
     }
 }
 

@@ -2,7 +2,7 @@
 //! is lost.
 
 use accountd::grpc::pb;
-use prost_reflect::{DynamicMessage, Kind, MethodDescriptor, ReflectMessage as _, Value};
+use prost_reflect::{DynamicMessage, Kind, MethodDescriptor, Value};
 
 use crate::{
     access::{call, call_raw, rpcs},

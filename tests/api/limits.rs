@@ -9,8 +9,12 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::{
+    codegen::tokio_stream::once,
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::{
     harness::{Actor, Engine, Refusal as _, connect, on_both_engines},
@@ -150,7 +154,7 @@ on_both_engines! {
         secure.stop().await;
     }
 
-    async fn health_and_reflection_need_no_token_and_no_files(engine: Engine) {
+    async fn health_and_metrics_need_no_token(engine: Engine) {
         let server = engine.server().await;
         let anonymous = server.anonymous().await;
         let mut health = HealthClient::new(anonymous.channel.clone());
@@ -174,6 +178,33 @@ on_both_engines! {
         // The metrics are not on the port of clients.
         let response = reqwest::get(server.url("/metrics")).await.expect("an answer");
         assert_eq!(response.status().as_u16(), 404);
+    }
+
+    async fn clients_need_no_files(engine: Engine) {
+        let server = engine.server().await;
+        let channel = server.anonymous().await.channel;
+        for symbol in [
+            "accountd.v1.UserService",
+            "accountd.v1.Reason",
+            "google.rpc.ErrorInfo",
+            "grpc.health.v1.Health",
+        ] {
+            let question = v1::server_reflection_request::MessageRequest::FileContainingSymbol(symbol.to_owned());
+            let request = v1::ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+            let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+            let mut answers = client.server_reflection_info(once(request)).await.expect("a stream").into_inner();
+            let answer = answers.message().await.expect("a message").and_then(|answer| answer.message_response);
+            let is_found = matches!(answer, Some(v1::server_reflection_response::MessageResponse::FileDescriptorResponse(_)));
+            assert!(is_found, "{symbol}: {answer:?}");
+
+            let question = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(symbol.to_owned());
+            let request = v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+            let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel.clone());
+            let mut answers = client.server_reflection_info(once(request)).await.expect("a stream").into_inner();
+            let answer = answers.message().await.expect("a message").and_then(|answer| answer.message_response);
+            let is_found = matches!(answer, Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_)));
+            assert!(is_found, "{symbol}: {answer:?}");
+        }
     }
 
     async fn a_stopping_server_finishes_what_it_has_and_then_goes(engine: Engine) {

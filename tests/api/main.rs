@@ -3,6 +3,7 @@
 //! A file for each service and for each promise that crosses services; a name is a sentence that says
 //! the rule. Nothing is faked but the clock and the generator.
 
+mod forgeries;
 mod harness;
 mod postgres;
 mod process;

@@ -83,21 +83,12 @@ impl Installation {
             .stderr(errors)
             .spawn()
             .expect("the program runs");
-        let give_up = Instant::now() + Duration::from_secs(60);
+        let give_up = Instant::now() + Duration::from_mins(1);
         loop {
             if let Some(fields) = serving(&log) {
-                let address = |name: &str| {
-                    fields[name]
-                        .as_str()
-                        .and_then(|text| text.parse().ok())
-                        .expect("an address")
-                };
-                let (address, ops_address) = (address("address"), address("ops"));
-                return Process {
-                    child,
-                    address,
-                    ops_address,
-                };
+                let address = fields["address"].as_str().expect("an address");
+                let address = address.parse().expect("an address");
+                return Process { child, address };
             }
             let ended = child.try_wait().expect("a child");
             let text = || fs::read_to_string(&log).unwrap_or_default();
@@ -137,7 +128,6 @@ fn serving(log: &Path) -> Option<Value> {
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    pub ops_address: SocketAddr,
 }
 
 impl Process {

@@ -45,7 +45,7 @@ on_both_engines! {
             }
             let samples = times[0].len();
             // Chance alone makes the area stray by about this much.
-            let chance = 1.0 / (6.0 * samples as f64).sqrt();
+            let chance = 1.0 / (6.0 * number(samples)).sqrt();
             let areas: Vec<f64> = times[1..].iter().map(|times_of_kind| auc(times_of_kind, &times[0])).collect();
             let farthest = areas.iter().map(|area| (area - 0.5).abs()).fold(0.0, f64::max);
             if farthest + chance <= TOLERANCE {
@@ -86,11 +86,15 @@ fn auc(a: &[Duration], b: &[Duration]) -> f64 {
     all.extend(a.iter().map(|time| (*time, true)));
     all.extend(b.iter().map(|time| (*time, false)));
     all.sort();
-    let (mut below, mut wins) = (0_u64, 0_u64);
+    let (mut below, mut wins) = (0, 0);
     for (_, is_a) in all {
         if is_a { wins += below } else { below += 1 }
     }
-    wins as f64 / (a.len() as f64 * b.len() as f64)
+    number(wins) / number(a.len() * b.len())
+}
+
+fn number(count: usize) -> f64 {
+    f64::from(u32::try_from(count).expect("counts are small"))
 }
 
 fn median(times: &[Duration]) -> Duration {

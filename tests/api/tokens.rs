@@ -1,11 +1,11 @@
 //! TokenService, and which tokens the door believes.
 
 use accountd::{domain::error::Reason, grpc::pb};
-use data_encoding::BASE64URL_NOPAD;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde_json::{Value, json};
 
-use crate::harness::{Actor, Engine, Refusal as _, assert_refused, fields_of, on_both_engines};
+use crate::{
+    forgeries::{Forger, claims},
+    harness::{Actor, Engine, Refusal as _, assert_refused, fields_of, on_both_engines},
+};
 
 on_both_engines! {
     async fn a_system_account_gets_what_is_granted_below_its_ceilings(engine: Engine) {
@@ -151,7 +151,8 @@ on_both_engines! {
         };
         assert_eq!(list(&good).await, "OK");
         let bad = "UNAUTHENTICATED TOKEN_INVALID";
-        for (what, token) in forgeries(&server.url(""), &good).await {
+        let forger = Forger::new(&server.url(""), &good).await;
+        for (what, token) in forger.forgeries() {
             assert_eq!(list(&token).await, bad, "{what}");
         }
     }
@@ -193,176 +194,4 @@ on_both_engines! {
         assert_eq!(get(&[&twice, &twice]).await, 401);
         assert_eq!(get(&[]).await, 401);
     }
-}
-
-/// The payload of a token, unverified.
-fn claims(token: &str) -> Value {
-    let payload = token.split('.').nth(1).expect("three parts");
-    let payload = BASE64URL_NOPAD
-        .decode(payload.as_bytes())
-        .expect("base64url");
-    serde_json::from_slice(&payload).expect("JSON")
-}
-
-/// Tokens that look almost like `good`.
-async fn forgeries(url: &str, good: &str) -> Vec<(String, String)> {
-    let jwks: Value = reqwest::get(format!("{url}/.well-known/jwks.json"))
-        .await
-        .expect("an answer")
-        .json()
-        .await
-        .expect("JSON");
-    let kid = jwks["keys"][0]["kid"].as_str().expect("a kid").to_owned();
-    let encode = |value: &str| BASE64URL_NOPAD.encode(value.as_bytes());
-    let (claims, parts) = (claims(good), good.split('.').collect::<Vec<_>>());
-    let key = accountd::env::generate_key(accountd::domain::signing_key::Algorithm::Es256)
-        .expect("a key");
-    let own_key = EncodingKey::from_ec_der(&key);
-    let header = |change: &dyn Fn(&mut Header)| {
-        let mut header = Header::new(Algorithm::ES256);
-        header.typ = Some("at+jwt".to_owned());
-        header.kid = Some(kid.clone());
-        change(&mut header);
-        header
-    };
-    let sign = |header: &Header, claims: &Value| {
-        jsonwebtoken::encode(header, claims, &own_key).expect("signs")
-    };
-    let mut forgeries: Vec<(String, String)> = Vec::new();
-    let mut add = |what: &str, token: String| forgeries.push((what.to_owned(), token));
-
-    add("another key under our kid", sign(&header(&|_| {}), &claims));
-    let foreign = header(&|header| header.kid = Some("foreign".to_owned()));
-    add("a foreign kid", sign(&foreign, &claims));
-    add(
-        "no kid",
-        sign(&header(&|header| header.kid = None), &claims),
-    );
-    let embedded = serde_json::from_value(jwks["keys"][0].clone()).expect("a JWK");
-    add(
-        "an embedded key",
-        sign(
-            &header(&|h| h.jwk = Some(jsonwebtoken::jwk::Jwk::clone(&embedded))),
-            &claims,
-        ),
-    );
-    let jku = header(&|header| header.jku = Some("http://127.0.0.1:9/jwks.json".to_owned()));
-    add("a key from elsewhere", sign(&jku, &claims));
-    let x5u = header(&|header| header.x5u = Some("http://127.0.0.1:9/chain.pem".to_owned()));
-    add("a chain from elsewhere", sign(&x5u, &claims));
-
-    for alg in ["none", "None", "NONE", "nOnE"] {
-        let head = encode(&json!({ "typ": "at+jwt", "alg": alg, "kid": kid }).to_string());
-        add(
-            &format!("alg {alg}, no signature"),
-            format!("{head}.{}.", parts[1]),
-        );
-        add(
-            &format!("alg {alg}, our signature"),
-            format!("{head}.{}.{}", parts[1], parts[2]),
-        );
-    }
-    // The public key as an HMAC secret, in the forms in which it is to be had.
-    let (x, y) = (
-        jwks["keys"][0]["x"].as_str().expect("x"),
-        jwks["keys"][0]["y"].as_str().expect("y"),
-    );
-    let point: Vec<u8> = [x, y]
-        .iter()
-        .flat_map(|c| BASE64URL_NOPAD.decode(c.as_bytes()).expect("base64url"))
-        .collect();
-    for secret in [
-        point.clone(),
-        [&[4][..], &point].concat(),
-        jwks["keys"][0].to_string().into_bytes(),
-        jwks.to_string().into_bytes(),
-        Vec::new(),
-    ] {
-        for alg in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
-            let mut header = Header::new(alg);
-            header.typ = Some("at+jwt".to_owned());
-            header.kid = Some(kid.clone());
-            let token = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(&secret));
-            add(
-                &format!("{alg:?} with the public key"),
-                token.expect("signs"),
-            );
-        }
-    }
-    for (what, head) in [
-        (
-            "another type",
-            json!({ "typ": "JWT", "alg": "ES256", "kid": kid }),
-        ),
-        ("no type", json!({ "alg": "ES256", "kid": kid })),
-        (
-            "a critical extension",
-            json!({ "typ": "at+jwt", "alg": "ES256", "kid": kid, "crit": ["exp"] }),
-        ),
-        (
-            "an unknown algorithm",
-            json!({ "typ": "at+jwt", "alg": "ES257", "kid": kid }),
-        ),
-        (
-            "another algorithm",
-            json!({ "typ": "at+jwt", "alg": "EdDSA", "kid": kid }),
-        ),
-        ("no algorithm", json!({ "typ": "at+jwt", "kid": kid })),
-        (
-            "an algorithm that is a number",
-            json!({ "typ": "at+jwt", "alg": 1, "kid": kid }),
-        ),
-        (
-            "a kid that is a list",
-            json!({ "typ": "at+jwt", "alg": "ES256", "kid": [kid] }),
-        ),
-    ] {
-        add(
-            what,
-            format!("{}.{}.{}", encode(&head.to_string()), parts[1], parts[2]),
-        );
-    }
-    let twice = format!(r#"{{"typ":"at+jwt","alg":"none","alg":"ES256","kid":"{kid}"}}"#);
-    add(
-        "a header field twice",
-        format!("{}.{}.{}", encode(&twice), parts[1], parts[2]),
-    );
-
-    for (what, token) in [
-        ("nothing", ""),
-        ("dots", ".."),
-        ("one part", parts[0]),
-        ("two parts", &*parts[..2].join(".")),
-        ("no signature", &*format!("{}.{}.", parts[0], parts[1])),
-        ("four parts", &*format!("{good}.{}", parts[2])),
-        ("padding", &*format!("{good}==")),
-        ("space", &*format!("{} {}", &good[..10], &good[10..])),
-        (
-            "standard base64",
-            &*good.replace('_', "/").replace('-', "+"),
-        ),
-        ("a JSON serialisation", r#"{"payload":"","signatures":[]}"#),
-        ("too long", &*"a".repeat(9000)),
-    ] {
-        add(what, token.to_owned());
-    }
-    // Our signature can only be kept if the payload is: so these are signed by another key, and
-    // show that nothing is believed before the signature.
-    for (claim, value) in [
-        ("exp", json!("9999999999")),
-        ("exp", json!(1e300)),
-        ("exp", json!(null)),
-        ("aud", json!(["accountd", "x"])),
-        ("iss", json!("https://evil.example")),
-        ("sub", json!("alice")),
-        ("scope", json!(["users.read"])),
-    ] {
-        let mut other = claims.clone();
-        other[claim] = value.clone();
-        add(
-            &format!("{claim} = {value}"),
-            sign(&header(&|_| {}), &other),
-        );
-    }
-    forgeries
 }

@@ -369,8 +369,8 @@ on_both_engines! {
         let auditor = server.system_account(&["roles/auditor"]).await;
         assert_refused(auditor.users().list_users(next.clone()).await, Reason::InvalidPageToken);
         let changes: [fn(&mut pb::ListUsersRequest); 4] = [
-            |request| request.filter = "state = ACTIVE".to_owned(),
-            |request| request.order_by = "username".to_owned(),
+            |request| request.filter.push_str("state = ACTIVE"),
+            |request| request.order_by.push_str("username"),
             |request| request.show_deleted = true,
             |request| request.page_token.push('A'),
         ];

@@ -115,7 +115,7 @@ fn named_modules(file: &File) -> Vec<(String, String)> {
             }
             match &level[i + 3] {
                 TokenTree::Ident(module) => {
-                    found.push((module.to_string(), place(&file.path, token)))
+                    found.push((module.to_string(), place(&file.path, token)));
                 }
                 TokenTree::Group(list) => {
                     let mut is_first = true;

@@ -41,7 +41,7 @@ fn read_folder(folder: &Path, files: &mut Vec<File>) {
 }
 
 /// Calls `visit` with the contents of the file and of every bracket in it, with nothing entered twice.
-pub fn each_level<'a>(tokens: &'a [TokenTree], visit: &mut impl FnMut(&[TokenTree])) {
+pub fn each_level(tokens: &[TokenTree], visit: &mut impl FnMut(&[TokenTree])) {
     visit(tokens);
     for token in tokens {
         if let TokenTree::Group(group) = token {

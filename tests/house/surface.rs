@@ -80,9 +80,9 @@ fn every_rpc_has_a_policy_and_an_http_binding_that_fits_its_name() {
         let rule = option(&pool, &rpc, "google.api.http");
         let verb = ["get", "post", "patch", "delete", "put"]
             .into_iter()
-            .find(|verb| !text(&rule, verb).is_empty());
+            .find(|verb| !text(rule.as_ref(), verb).is_empty());
         let verb = verb.unwrap_or_else(|| panic!("{path} has no binding"));
-        let template = text(&rule, verb);
+        let template = text(rule.as_ref(), verb);
         let expected = match &*name {
             "GetJwks" => "get",
             "IntrospectToken" => "post",
@@ -96,7 +96,7 @@ fn every_rpc_has_a_policy_and_an_http_binding_that_fits_its_name() {
             template.starts_with("/v1/"),
             "{path} is bound to {template}"
         );
-        let body = text(&rule, "body");
+        let body = text(rule.as_ref(), "body");
         assert_eq!(
             body.is_empty(),
             verb == "get" || verb == "delete",
@@ -251,10 +251,8 @@ fn option(pool: &DescriptorPool, rpc: &MethodDescriptor, name: &str) -> Option<D
         .cloned()
 }
 
-fn text(message: &Option<DynamicMessage>, field: &str) -> String {
-    let value = message
-        .as_ref()
-        .and_then(|message| message.get_field_by_name(field));
+fn text(message: Option<&DynamicMessage>, field: &str) -> String {
+    let value = message.and_then(|message| message.get_field_by_name(field));
     value
         .and_then(|value| value.as_str().map(str::to_owned))
         .unwrap_or_default()
