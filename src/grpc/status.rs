@@ -215,8 +215,13 @@ pub const fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The HTTP code of a gRPC code, as `google.rpc.Code` says.
-const fn http_code(code: Code) -> StatusCode {
+/// The HTTP code of a gRPC code, as `google.rpc.Code` says, but where HTTP has a word of its own.
+fn http_code(code: Code, reason: &str) -> StatusCode {
+    match Reason::parse(reason) {
+        Some(Reason::UnknownRpc) => return StatusCode::NOT_FOUND,
+        Some(Reason::MessageTooLarge) => return StatusCode::PAYLOAD_TOO_LARGE,
+        _ => {}
+    }
     match code {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
@@ -247,7 +252,6 @@ pub struct JsonError {
 }
 
 pub fn to_json(status: &Status) -> JsonError {
-    let code = http_code(status.code());
     let mut headers = Vec::new();
     let mut details = Vec::new();
     let mut reason = String::new();
@@ -302,6 +306,7 @@ pub fn to_json(status: &Status) -> JsonError {
             _ => continue,
         });
     }
+    let code = http_code(status.code(), &reason);
     if code == StatusCode::UNAUTHORIZED {
         // RFC 6750 section 3: a challenge that names an error only if a token was sent.
         let challenge = match reason.as_str() {

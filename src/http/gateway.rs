@@ -3,12 +3,12 @@
 //! Works from the descriptors, so a new RPC is here as soon as it is in the protos. Each call becomes
 //! a gRPC call to our own router in this process: callers, limits, deadlines and errors exist once.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use axum::{Router, body::Body, extract::Request, response::IntoResponse, response::Response};
 use bytes::{Bytes, BytesMut};
 use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use prost::Message as _;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, ExtensionDescriptor, Kind,
@@ -17,7 +17,10 @@ use prost_reflect::{
 use serde_json::{Map, Value};
 use tower::ServiceExt as _;
 
-use super::template::{Bindings, Template};
+use super::{
+    body::Limit,
+    template::{Bindings, Template},
+};
 use crate::grpc::status::{self, JsonError};
 
 pub(super) struct Gateway {
@@ -26,8 +29,7 @@ pub(super) struct Gateway {
     /// By gRPC path.
     methods: HashMap<String, MethodDescriptor>,
     grpc: Router,
-    max_body: usize,
-    timeout: Duration,
+    limit: Limit,
 }
 
 /// One way to reach an RPC.
@@ -53,12 +55,7 @@ const PASSED_ON: [&str; 5] = [
 ];
 
 impl Gateway {
-    pub(super) fn new(
-        pool: &DescriptorPool,
-        grpc: Router,
-        max_body: usize,
-        timeout: Duration,
-    ) -> Self {
+    pub(super) fn new(pool: &DescriptorPool, grpc: Router, limit: Limit) -> Self {
         let mut by_shape: HashMap<_, Vec<Rule>> = HashMap::new();
         for rule in rules(pool) {
             by_shape
@@ -75,8 +72,7 @@ impl Gateway {
             rules: by_shape,
             methods,
             grpc,
-            max_body,
-            timeout,
+            limit,
         }
     }
 
@@ -105,10 +101,7 @@ impl Gateway {
                     .cloned()
                     .collect();
                 if offered.is_empty() {
-                    let mut error = status::to_json(&status::unknown(&path));
-                    error.code = StatusCode::NOT_FOUND;
-                    error.body["error"]["code"] = 404.into();
-                    show(error)
+                    show(status::to_json(&status::unknown(&path)))
                 } else {
                     not_allowed(&offered)
                 }
@@ -131,15 +124,11 @@ impl Gateway {
         parts: &Parts,
         body: Body,
     ) -> Outcome {
-        let read = tokio::time::timeout(self.timeout, Limited::new(body, self.max_body).collect());
-        let body = match read.await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(status::to_json(&status::too_large()));
-            }
-            Ok(Err(_)) => return Err(malformed("the body cannot be read")),
-            Err(_) => return Err(status::to_json(&status::deadline())),
-        };
+        let body = self.limit.read(body).await?;
+        // Other types can be sent by any web page without asking first, so they are not taken for JSON.
+        if !body.is_empty() && !is_json(&parts.headers) {
+            return Err(malformed("the content-type of a body is application/json"));
+        }
         let query = if body_field == "*" {
             None
         } else {
@@ -209,6 +198,14 @@ impl Gateway {
         DynamicMessage::decode(method.output(), bytes.slice(FRAME_HEAD.min(bytes.len())..))
             .map_err(|error| malformed(&error.to_string()))
     }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let essence = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
+    essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
 }
 
 /// Every path of every unary RPC.

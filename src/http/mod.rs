@@ -3,6 +3,7 @@
 //! Invariant: thin. What is decided is decided by the RPCs, which these call; only their form is
 //! different here.
 
+mod body;
 mod gateway;
 mod oauth;
 mod openapi;
@@ -26,6 +27,7 @@ use crate::{
     app::App,
     grpc::{layer, status},
 };
+use body::Limit;
 use gateway::Gateway;
 
 /// What the HTTP handlers share.
@@ -41,10 +43,13 @@ struct Web {
 /// Everything on the port: `grpc` and, translated, `grpc_web`, with HTTP around them.
 pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router) -> Router {
     let pool = DescriptorPool::decode(descriptors).expect("the build made them");
-    let max_body = app.config.limits.max_message_bytes;
+    let limit = Limit {
+        bytes: app.config.limits.max_message_bytes,
+        time: app.config.request_timeout(),
+    };
     let web = Arc::new(Web {
         app: Arc::clone(app),
-        gateway: Gateway::new(&pool, grpc.clone(), max_body, app.config.request_timeout()),
+        gateway: Gateway::new(&pool, grpc.clone(), limit),
         grpc,
         translated: grpc_web,
         openapi: openapi::document(&pool, &app.issuer),

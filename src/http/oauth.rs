@@ -11,11 +11,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt as _, Limited};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::Web;
+use super::{Web, body::Limit};
 use crate::{
     domain::{error::Reason, time::Timestamp},
     grpc::status::JsonError,
@@ -68,7 +67,11 @@ pub(super) async fn token(State(web): State<Arc<Web>>, request: Request) -> Resp
 }
 
 async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Value, OAuthError> {
-    let form = Form::read(&parts.headers, body).await?;
+    let limit = Limit {
+        bytes: MAX_FORM,
+        time: web.app.config.request_timeout(),
+    };
+    let form = Form::read(&parts.headers, body, limit).await?;
     match form.get("grant_type")? {
         Some("client_credentials") => {}
         Some(_) => {
@@ -219,7 +222,7 @@ fn refused(error: JsonError) -> OAuthError {
 struct Form(Vec<(String, String)>);
 
 impl Form {
-    async fn read(headers: &HeaderMap, body: Body) -> Result<Self, OAuthError> {
+    async fn read(headers: &HeaderMap, body: Body, limit: Limit) -> Result<Self, OAuthError> {
         let is_form = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
             value
                 .as_bytes()
@@ -229,11 +232,8 @@ impl Form {
             let text = "the body has to be application/x-www-form-urlencoded";
             return Err(OAuthError::invalid_request(text));
         }
-        let body = Limited::new(body, MAX_FORM).collect().await;
-        let body = body.map_err(|_| OAuthError::invalid_request("the body cannot be read"))?;
-        let fields = form_urlencoded::parse(&body.to_bytes())
-            .into_owned()
-            .collect();
+        let body = limit.read(body).await.map_err(refused)?;
+        let fields = form_urlencoded::parse(&body).into_owned().collect();
         Ok(Self(fields))
     }
 

@@ -119,14 +119,33 @@ on_both_engines! {
             (b"null".to_vec(), 400, "MALFORMED_REQUEST"),
             (b"{} {}".to_vec(), 400, "MALFORMED_REQUEST"),
             (deep.into_bytes(), 400, "MALFORMED_REQUEST"),
-            (huge.into_bytes(), 429, "MESSAGE_TOO_LARGE"),
+            (huge.into_bytes(), 413, "MESSAGE_TOO_LARGE"),
         ] {
-            let response = web.request(Method::POST, "/v1/users").body(body).send().await.expect("an answer");
+            let request = web.request(Method::POST, "/v1/users").header("content-type", "application/json");
+            let response = request.body(body).send().await.expect("an answer");
             assert_eq!(response.status().as_u16(), code);
             assert_eq!(reason_of(&response.json().await.expect("JSON")), reason);
         }
         let response = web.request(Method::GET, "/v1/users").body("{}").send().await.expect("an answer");
         assert_eq!(response.status().as_u16(), 400, "a GET has no body");
+    }
+
+    async fn a_web_page_elsewhere_cannot_send_json_unasked(engine: Engine) {
+        let server = engine.server().await;
+        let web = Web::new(&server).await;
+        let send = async |kind: Option<&str>| {
+            let mut request = web.request(Method::POST, "/v1/users").body(r#"{"user":{}}"#);
+            if let Some(kind) = kind {
+                request = request.header("content-type", kind);
+            }
+            request.send().await.expect("an answer").status().as_u16()
+        };
+        // These three a browser sends to other origins without a preflight.
+        for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {
+            assert_eq!(send(Some(kind)).await, 400, "{kind}");
+        }
+        assert_eq!(send(None).await, 400);
+        assert_eq!(send(Some("Application/JSON; charset=utf-8")).await, 200);
     }
 
     async fn the_key_set_is_cached_and_asked_for_again(engine: Engine) {

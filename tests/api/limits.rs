@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use accountd::grpc::pb;
+use accountd::{domain::error::Reason, grpc::pb};
 use rustls_pki_types::pem::PemObject as _;
 use tempfile::TempDir;
 use tokio::{
@@ -17,7 +17,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::{
-    harness::{Actor, Engine, Refusal as _, connect, on_both_engines},
+    harness::{Actor, Engine, Refusal as _, assert_refused, connect, on_both_engines},
     process::Installation,
 };
 
@@ -57,6 +57,28 @@ on_both_engines! {
             let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
             assert!(ended.is_ok(), "{opening:?} is held open");
         }
+    }
+
+    async fn a_request_that_never_ends_is_let_go(engine: Engine) {
+        let server = engine.server_with(|config| config.limits.request_timeout_s = 1).await;
+        for (path, kind) in [
+            ("/v1/sessions", "application/json"),
+            ("/oauth2/token", "application/x-www-form-urlencoded"),
+        ] {
+            let mut stream = TcpStream::connect(server.address()).await.expect("accepted");
+            let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: 9\r\n\r\n{{");
+            stream.write_all(head.as_bytes()).await.expect("sent");
+            let answer = tokio::time::timeout(Duration::from_secs(10), first_line(&mut stream)).await;
+            assert_eq!(answer.expect("in time"), "HTTP/1.1 504 Gateway Timeout", "{path}");
+        }
+        let mut client = tonic::client::Grpc::new(server.anonymous().await.channel);
+        client.ready().await.expect("ready");
+        let codec = tonic_prost::ProstCodec::<pb::CreateSessionRequest, pb::SignInResponse>::default();
+        let endless = tonic::codegen::tokio_stream::pending();
+        let path = "/accountd.v1.SessionService/CreateSession".parse().expect("a path");
+        let call = client.client_streaming(tonic::Request::new(endless), path, codec);
+        let outcome = tokio::time::timeout(Duration::from_secs(10), call).await.expect("in time");
+        assert_refused(outcome, Reason::Deadline);
     }
 
     async fn headers_have_a_limit(engine: Engine) {
@@ -251,6 +273,14 @@ async fn is_open(stream: &mut TcpStream) -> bool {
         .await
         .is_ok()
         && stream.read_u8().await.is_ok()
+}
+
+async fn first_line(stream: &mut TcpStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.expect("more"));
+    }
+    String::from_utf8_lossy(&line).trim_end().to_owned()
 }
 
 /// A certificate for localhost that is its own authority.
