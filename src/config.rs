@@ -124,7 +124,7 @@ section! {
     Limits {
         /// Connections in all.
         max_connections: usize = 10_000,
-        /// Connections from one address.
+        /// Connections from one address, or from one /64 of IPv6.
         max_connections_per_address: usize = 1_000,
         /// Calls at once on one connection.
         max_streams: u32 = 128,

@@ -20,6 +20,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -30,13 +31,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::{config::Limits, grpc::layer::Peer, telemetry::Connections};
+use crate::{config::Limits, domain::network, grpc::layer::Peer, telemetry::Connections};
 
 /// What all listeners of a server share.
 pub struct Shared {
     limits: Limits,
     slots: Arc<Semaphore>,
-    per_address: Mutex<HashMap<IpAddr, usize>>,
+    per_network: Mutex<HashMap<IpNet, usize>>,
     tls: Option<TlsAcceptor>,
     metrics: Connections,
 }
@@ -46,7 +47,7 @@ impl Shared {
         Arc::new(Self {
             limits: limits.clone(),
             slots: Arc::new(Semaphore::new(limits.max_connections)),
-            per_address: Mutex::default(),
+            per_network: Mutex::default(),
             tls,
             metrics,
         })
@@ -55,11 +56,12 @@ impl Shared {
     /// A place for one more connection from an address, if there is one.
     fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        let network = network::source(address);
         let mut counts = self
-            .per_address
+            .per_network
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
+        let count = counts.entry(network).or_default();
         if *count >= self.limits.max_connections_per_address {
             return None;
         }
@@ -67,7 +69,7 @@ impl Shared {
         self.metrics.open.inc();
         Some(Place {
             shared: Arc::clone(self),
-            address,
+            network,
             _permit: permit,
         })
     }
@@ -76,7 +78,7 @@ impl Shared {
 /// One connection's place; free again when dropped.
 struct Place {
     shared: Arc<Shared>,
-    address: IpAddr,
+    network: IpNet,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -84,13 +86,13 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self
             .shared
-            .per_address
+            .per_network
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
+        if let Some(count) = counts.get_mut(&self.network) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.address);
+                counts.remove(&self.network);
             }
         }
         self.shared.metrics.open.dec();
@@ -117,7 +119,7 @@ pub async fn serve(
             sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let address = crate::domain::network::canonical(address.ip());
+        let address = network::canonical(address.ip());
         let Some(place) = shared.admit(address) else {
             shared.metrics.refused.inc();
             continue;

@@ -147,9 +147,15 @@ async fn known_session(
 ) -> Result<Option<crate::domain::session::Session>> {
     match secrets::refresh_token(call, token).await {
         Ok((_, session, _)) => Ok(Some(session)),
-        Err(Error::Unauthenticated(_)) => Ok(None),
+        Err(error) if is_wrong(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a refresh token was refused for what it is; also when so many were that they are no longer
+/// written down.
+const fn is_wrong(error: &Error) -> bool {
+    matches!(error, Error::Unauthenticated(_) | Error::Exhausted { .. })
 }
 
 fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
@@ -193,7 +199,7 @@ fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
 async fn introspect_refresh_token(call: &Call, token: &str) -> Result<pb::IntrospectTokenResponse> {
     let (token, session, user) = match secrets::refresh_token(call, token).await {
         Ok(found) => found,
-        Err(Error::Unauthenticated(_)) => return Ok(pb::IntrospectTokenResponse::default()),
+        Err(error) if is_wrong(&error) => return Ok(pb::IntrospectTokenResponse::default()),
         Err(error) => return Err(error),
     };
     let is_live = session.judge(token.generation, call.now, 0) == Judgement::Rotate;

@@ -103,8 +103,8 @@ impl Ledger {
         }
         self.checked = (self.users.len(), self.ended.len());
         // Every user has its event, and every event its user: neither without the other.
-        let users = all_users(operator).await;
-        let events = all_created(operator).await;
+        let users = operator.all_users().await;
+        let events = operator.all_created().await;
         for user in &users {
             assert!(events.contains(user), "{user} without its event");
         }
@@ -172,47 +172,4 @@ async fn life(operator: &Actor, ledger: &Mutex<Ledger>, username: &str) -> Resul
         .ended
         .push((tokens.refresh_token, tokens.access_token));
     Ok(())
-}
-
-async fn all_users(operator: &Actor) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut request = pb::ListUsersRequest {
-        page_size: 1000,
-        ..Default::default()
-    };
-    loop {
-        let page = operator
-            .users()
-            .list_users(request.clone())
-            .await
-            .expect("a page")
-            .into_inner();
-        names.extend(page.users.into_iter().map(|user| user.name));
-        if page.next_page_token.is_empty() {
-            return names;
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
-async fn all_created(operator: &Actor) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut request = pb::ListEventsRequest {
-        page_size: 1000,
-        filter: "type = \"user.created\"".to_owned(),
-        ..Default::default()
-    };
-    loop {
-        let page = operator
-            .events()
-            .list_events(request.clone())
-            .await
-            .expect("a page")
-            .into_inner();
-        names.extend(page.events.into_iter().map(|event| event.account));
-        if page.next_page_token.is_empty() {
-            return names;
-        }
-        request.page_token = page.next_page_token;
-    }
 }

@@ -460,6 +460,43 @@ impl Actor {
         Ok(self.users().get_user(request).await?.into_inner())
     }
 
+    /// The names of all users, page by page.
+    pub async fn all_users(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut request = pb::ListUsersRequest {
+            page_size: 1000,
+            ..Default::default()
+        };
+        loop {
+            let page = self.users().list_users(request.clone()).await;
+            let page = page.expect("a page").into_inner();
+            names.extend(page.users.into_iter().map(|user| user.name));
+            if page.next_page_token.is_empty() {
+                return names;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// The names of all users of whose creation there is an event.
+    pub async fn all_created(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut request = pb::ListEventsRequest {
+            page_size: 1000,
+            filter: "type = \"user.created\"".to_owned(),
+            ..Default::default()
+        };
+        loop {
+            let page = self.events().list_events(request.clone()).await;
+            let page = page.expect("a page").into_inner();
+            names.extend(page.events.into_iter().map(|event| event.account));
+            if page.next_page_token.is_empty() {
+                return names;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
     pub async fn suspend_user(&self, name: &str) -> Result<pb::User, Status> {
         let request = pb::SuspendUserRequest {
             name: name.to_owned(),

@@ -252,43 +252,9 @@ async fn idle_in_transaction(url: &str) -> i64 {
     query.await.expect("a number")
 }
 
-/// Users without the event of their creation.
+/// Users without the event of their creation, and the other way round.
 async fn orphans(operator: &Actor) -> usize {
-    let (mut users, mut events) = (BTreeSet::new(), BTreeSet::new());
-    let mut request = pb::ListUsersRequest {
-        page_size: 1000,
-        ..Default::default()
-    };
-    loop {
-        let page = operator
-            .users()
-            .list_users(request.clone())
-            .await
-            .expect("a page")
-            .into_inner();
-        users.extend(page.users.into_iter().map(|user| user.name));
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = page.next_page_token;
-    }
-    let filter = "type = \"user.created\"".to_owned();
-    let mut request = pb::ListEventsRequest {
-        page_size: 1000,
-        filter,
-        ..Default::default()
-    };
-    loop {
-        let page = operator
-            .events()
-            .list_events(request.clone())
-            .await
-            .expect("a page")
-            .into_inner();
-        events.extend(page.events.into_iter().map(|event| event.account));
-        if page.next_page_token.is_empty() {
-            return users.symmetric_difference(&events).count();
-        }
-        request.page_token = page.next_page_token;
-    }
+    let users = BTreeSet::from_iter(operator.all_users().await);
+    let created = BTreeSet::from_iter(operator.all_created().await);
+    users.symmetric_difference(&created).count()
 }

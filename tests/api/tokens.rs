@@ -117,6 +117,21 @@ on_both_engines! {
         assert_eq!(fields_of(resource_server.introspect("").await), ["token"]);
     }
 
+    async fn worthless_tokens_have_one_answer_however_many(engine: Engine) {
+        let server = engine.server_with(|config| config.throttle.network_free = 3).await;
+        let resource_server = server.system_account(&["roles/resource-server"]).await;
+        let forged = accountd::domain::secret::Secret::new(accountd::domain::secret::Kind::RefreshToken, &[1; 68]).text();
+        for _ in 0..10 {
+            let seen = resource_server.introspect(&forged).await.expect("an answer");
+            assert_eq!(seen, pb::IntrospectTokenResponse::default());
+            let request = pb::RevokeTokenRequest { token: forged.clone(), ..Default::default() };
+            resource_server.tokens().revoke_token(request).await.expect("worth nothing already");
+        }
+        let refused = server.events("token.revoked").await;
+        assert_eq!(refused.len(), 0);
+        assert_eq!(server.events("session.refresh_refused").await.len(), 3, "then they cost nothing more");
+    }
+
     async fn whoever_holds_a_token_may_revoke_it(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;
