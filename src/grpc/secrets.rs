@@ -26,9 +26,8 @@ use crate::{
         user::User,
     },
     store::{
-        credentials,
         db::{Attempts, Isolation, Write},
-        events, password_resets, sessions, throttles, transact,
+        events, password_resets, sessions, system_accounts, throttles, transact,
         users::{self, PasswordOwner},
     },
 };
@@ -143,7 +142,7 @@ pub(super) async fn client_secret(
         None => None,
         Some((id, secret)) => {
             let mut db = call.db().read().await?;
-            credentials::find_client_secret(&mut db, id, &secret.digest()).await?
+            system_accounts::find_by_secret(&mut db, id, &secret.digest()).await?
         }
     };
     let good = found.filter(|(account, credential)| {

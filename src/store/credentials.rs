@@ -7,15 +7,13 @@ use super::{
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
     sql::{Row, account_kind, sql},
-    system_accounts::{system_account, system_account_columns},
 };
 use crate::domain::{
     credential::{Credential, Kind},
     error::{self, Error},
-    name::{AccountId, CredentialId, SystemAccountId, UserId},
+    name::{AccountId, CredentialId, UserId},
     password::PasswordHash,
     secret::Digest,
-    system_account::SystemAccount,
     time::Timestamp,
 };
 
@@ -30,10 +28,11 @@ macro_rules! columns {
          c.last_used_time AS credential_last_used_time"
     };
 }
+pub(super) use columns as credential_columns;
 
 /// The one place that says how a row becomes a credential. The names are such that it can stand in
 /// one row with its account.
-fn credential(row: &Row) -> Result<Credential> {
+pub(super) fn credential(row: &Row) -> Result<Credential> {
     Ok(Credential {
         id: row.get("credential_id")?,
         account: row.get_account("account_kind", "account_id")?,
@@ -72,24 +71,6 @@ pub async fn find(
         credential,
     )
     .await
-}
-
-/// The account and the client secret with this digest, in one statement.
-pub async fn find_client_secret(
-    db: &mut Read,
-    id: SystemAccountId,
-    digest: &Digest,
-) -> Result<Option<(SystemAccount, Credential)>> {
-    let sql = sql!(
-        "SELECT ",
-        system_account_columns!(),
-        ", ",
-        columns!(),
-        " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
-          WHERE c.secret_digest = $1 AND c.account_id = $2 AND c.kind = 'client_secret'"
-    );
-    let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
-    db.optional(sql.bind(&digest[..]).bind(id), both).await
 }
 
 /// Where a page ended.

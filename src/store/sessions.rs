@@ -7,7 +7,6 @@ use super::{
     db::{Read, Write},
     error::{Error, Result},
     sql::{Row, sql},
-    users::lifecycle,
 };
 use crate::domain::{
     account::Lifecycle,
@@ -86,7 +85,7 @@ pub async fn find_with_user(
           FROM sessions s JOIN users u ON u.id = s.user_id
           WHERE s.user_id = $1 AND s.id = $2"
     );
-    let both = |row: &Row| Ok((session(row)?, lifecycle(row)?));
+    let both = |row: &Row| Ok((session(row)?, row.get_lifecycle()?));
     db.optional(sql.bind(user).bind(id), both).await
 }
 

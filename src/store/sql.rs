@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::error::{Error, Result};
 use crate::domain::{
+    account::{Lifecycle, State},
     name::{AccountId, CredentialId, EventId, GrantId, SessionId, SystemAccountId, UserId},
     time::Timestamp,
 };
@@ -169,6 +170,18 @@ impl Row {
     ) -> Result<T> {
         let text: String = self.get(column)?;
         parse(&text).ok_or_else(|| Error::broken(format!("{column}: unexpected `{text}`")))
+    }
+
+    /// The state columns, which users and system accounts have alike.
+    pub fn get_lifecycle(&self) -> Result<Lifecycle> {
+        Ok(Lifecycle {
+            state: self.get_parsed("state", State::parse)?,
+            reason: self.get("state_reason")?,
+            until_time: self.get("state_until_time")?,
+            expire_time: self.get("expire_time")?,
+            delete_time: self.get("delete_time")?,
+            purge_time: self.get("purge_time")?,
+        })
     }
 
     /// An account: its kind in one column, its id in another.

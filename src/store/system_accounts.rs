@@ -4,15 +4,17 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    credentials::{credential, credential_columns},
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
     sql::{Row, sql},
-    users::lifecycle,
 };
 use crate::domain::{
     account::State,
+    credential::Credential,
     error::{self, Error},
     name::{SystemAccountId, UserId},
+    secret::Digest,
     system_account::{Kind, Limits, SystemAccount},
     time::Timestamp,
 };
@@ -25,14 +27,13 @@ macro_rules! columns {
          a.update_time, a.last_used_time"
     };
 }
-pub(super) use columns as system_account_columns;
 
 /// The one place that says how a row becomes a system account.
-pub(super) fn system_account(row: &Row) -> Result<SystemAccount> {
+fn system_account(row: &Row) -> Result<SystemAccount> {
     Ok(SystemAccount {
         id: row.get("id")?,
         revision: row.get("revision")?,
-        lifecycle: lifecycle(row)?,
+        lifecycle: row.get_lifecycle()?,
         kind: row.get_parsed("kind", Kind::parse)?,
         owner: row.get("owner_id")?,
         display_name: row.get("display_name")?,
@@ -57,6 +58,24 @@ pub async fn find(db: &mut Read, id: SystemAccountId) -> Result<Option<SystemAcc
     )
     .bind(id);
     db.optional(sql, system_account).await
+}
+
+/// The account and its client secret with this digest, in one statement.
+pub async fn find_by_secret(
+    db: &mut Read,
+    id: SystemAccountId,
+    digest: &Digest,
+) -> Result<Option<(SystemAccount, Credential)>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", ",
+        credential_columns!(),
+        " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
+          WHERE c.secret_digest = $1 AND c.account_id = $2 AND c.kind = 'client_secret'"
+    );
+    let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
+    db.optional(sql.bind(&digest[..]).bind(id), both).await
 }
 
 /// An account that accountd made for itself.

@@ -4,7 +4,6 @@ use super::{
     db::{Read, Write},
     error::Result,
     sql::{Row, sql},
-    users::lifecycle,
 };
 use crate::domain::{
     time::Timestamp,
@@ -24,7 +23,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
             );
             let standing = |row: &Row| {
                 Ok(Standing {
-                    account: lifecycle(row)?,
+                    account: row.get_lifecycle()?,
                     revoked: row.get("revoked")? || row.get("ended")?,
                     proof_expire_time: None,
                     not_before: None,
@@ -43,7 +42,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
             );
             let standing = |row: &Row| {
                 Ok(Standing {
-                    account: lifecycle(row)?,
+                    account: row.get_lifecycle()?,
                     revoked: row.get("revoked")?,
                     proof_expire_time: row.get("credential_expire_time")?,
                     not_before: row.get("tokens_not_before")?,

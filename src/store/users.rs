@@ -34,7 +34,7 @@ fn user(row: &Row) -> Result<User> {
     Ok(User {
         id: row.get("id")?,
         revision: row.get("revision")?,
-        lifecycle: lifecycle(row)?,
+        lifecycle: row.get_lifecycle()?,
         profile: Profile {
             username: username
                 .zip(key)
@@ -51,18 +51,6 @@ fn user(row: &Row) -> Result<User> {
         create_time: row.get("create_time")?,
         update_time: row.get("update_time")?,
         last_sign_in_time: row.get("last_sign_in_time")?,
-    })
-}
-
-/// The state columns, which users and system accounts have alike.
-pub(super) fn lifecycle(row: &Row) -> Result<Lifecycle> {
-    Ok(Lifecycle {
-        state: row.get_parsed("state", State::parse)?,
-        reason: row.get("state_reason")?,
-        until_time: row.get("state_until_time")?,
-        expire_time: row.get("expire_time")?,
-        delete_time: row.get("delete_time")?,
-        purge_time: row.get("purge_time")?,
     })
 }
 

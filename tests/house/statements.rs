@@ -71,7 +71,7 @@ fn shared_columns(file: &File) -> HashMap<String, String> {
             found.insert(name.to_string(), literal(text));
         }
     }
-    // `use columns as system_account_columns;`
+    // `use columns as credential_columns;`
     for window in file.tokens.windows(3) {
         if let [
             TokenTree::Ident(name),
