@@ -27,6 +27,8 @@ pub struct App {
     pub keys: Keys,
     /// The signing keys as last read; see `signing::refresh`.
     pub keyring: ArcSwap<Keyring>,
+    /// Held while they are read: what was read earlier must not replace what was read later.
+    pub keyring_reader: tokio::sync::Mutex<()>,
     /// The second in which the keys were last read because of an unknown one.
     pub unknown_key_s: AtomicI64,
     pub metrics: Metrics,
@@ -65,6 +67,7 @@ impl App {
             metrics: Metrics::new(&hasher, db.stats()),
             instance: random.uuid(clock.now()),
             keyring: ArcSwap::from_pointee(keyring),
+            keyring_reader: tokio::sync::Mutex::default(),
             unknown_key_s: AtomicI64::new(0),
             config,
             issuer,

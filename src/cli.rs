@@ -190,6 +190,8 @@ fn environment() -> Environment {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    // Whatever this program writes is for its own user: the database, its log, keys.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -63,7 +63,7 @@ section! {
         /// Address of /healthz, /readyz and /metrics.
         ops_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
         /// The URL under which clients reach the service: the issuer of its tokens.
-        /// Derived from `listen` when unset.
+        /// Derived from `listen` when unset; the same for all processes on one database.
         public_url: Option<String> = None,
         /// `postgres://user:password@host/database`; unset: SQLite in the data folder.
         database_url: Option<DatabaseUrl> = None,
@@ -156,7 +156,7 @@ section! {
         /// Hashes at once, each with its own memory; 0: one per core.
         lanes: usize = 0,
         /// Memory of one argon2id hash, in KiB. Raise it as hardware allows; hashes follow as people
-        /// sign in.
+        /// sign in. Until they have, the time of a refusal tells old hashes from new ones.
         memory_kib: u32 = 19_456,
         /// Passes of argon2id over its memory.
         iterations: u32 = 2,
@@ -196,6 +196,8 @@ section! {
         lifetime_s: i64 = 2_592_000,
         /// Life without use, in seconds.
         idle_lifetime_s: i64 = 1_209_600,
+        /// Live sessions of one user; a sign-in above that ends the oldest.
+        max_per_user: i64 = 100,
         /// Seconds during which a refresh token may be sent again to get the same successor.
         refresh_replay_s: i64 = 10,
     }
@@ -242,8 +244,10 @@ section! {
         events_s: i64 = 34_560_000,
         /// Seconds during which a `request_id` is remembered.
         requests_s: i64 = 86_400,
-        /// Seconds until a session that is over is forgotten.
+        /// Seconds until a session is forgotten, after the end of the longest life it could have had.
         ended_sessions_s: i64 = 2_592_000,
+        /// Seconds until a grant that has expired is forgotten.
+        ended_grants_s: i64 = 2_592_000,
     }
 }
 
@@ -281,7 +285,7 @@ impl std::fmt::Debug for DatabaseUrl {
     }
 }
 
-/// Replaces the password in `scheme://user:password@host/…`.
+/// Replaces the password in `scheme://user:password@host/…`, and `?password=…`.
 fn mask_password(url: &str) -> String {
     let masked = || {
         let (scheme, rest) = url.split_once("://")?;
@@ -289,7 +293,15 @@ fn mask_password(url: &str) -> String {
         let (name, _) = user.split_once(':')?;
         Some(format!("{scheme}://{name}:***@{host}"))
     };
-    masked().unwrap_or_else(|| url.to_owned())
+    let url = masked().unwrap_or_else(|| url.to_owned());
+    let Some((head, query)) = url.split_once('?') else {
+        return url;
+    };
+    let fields = query.split('&').map(|field| match field.split_once('=') {
+        Some((name, _)) if name.contains("pass") => format!("{name}=***"),
+        _ => field.to_owned(),
+    });
+    format!("{head}?{}", fields.collect::<Vec<_>>().join("&"))
 }
 
 /// Where to look for settings besides the defaults.
@@ -460,6 +472,14 @@ fn explain(error: &figment::Error) -> String {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
             format!("setting `{path}`{place} has to be {expected}")
         }
+        // A syntax error shows the line it is on, which may hold a secret: where it is and what is
+        // wrong are its first and its last line.
+        Kind::Message(text) => {
+            let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+            let (first, last) = (lines.next().unwrap_or_default(), lines.next_back());
+            let last = last.map_or(String::new(), |last| format!(": {last}"));
+            format!("settings{place}: {first}{last}")
+        }
         kind => format!("setting `{path}`{place}: {kind}"),
     }
 }
@@ -592,6 +612,12 @@ impl Config {
                 "`{bad}` in `cors.allowed_origins` is not an origin such as https://app.example"
             ));
         }
+        if self.public_url.is_none() && self.listen.ip().is_unspecified() {
+            return Err(format!(
+                "no client can reach {}: set `public_url`, which is in every token",
+                self.listen
+            ));
+        }
         self.check_plaintext()
     }
 
@@ -659,6 +685,7 @@ impl Config {
             lifetime_s,
             idle_lifetime_s,
             refresh_replay_s,
+            ..
         } = self.sessions;
         Lifetimes {
             session_s: lifetime_s,
@@ -844,6 +871,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_no_toml_is_not_repeated() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let file = folder.path().join("bad.toml");
+        std::fs::write(&file, "database_url = \"postgres://ann:s3cr@h/db").expect("written");
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        let error = sources.load().err().expect("no TOML");
+        assert!(!error.contains("s3cr"), "{error}");
+        assert!(error.contains("line 1") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
     fn passwords_in_urls_are_masked() {
         let url = "postgres://ann:s3cr:t@h:5432/db?sslmode=require";
         let loaded = load(&[("ACCOUNTD_DATABASE_URL", url)], &[]).expect("loads");
@@ -853,6 +894,10 @@ mod tests {
                 .contains("postgres://ann:***@h:5432/db?sslmode=require")
         );
         assert!(!format!("{:?}", loaded.config).contains("s3cr"));
+        assert_eq!(
+            mask_password("postgres:///db?user=ann&password=s3cr&sslmode=require"),
+            "postgres:///db?user=ann&password=***&sslmode=require"
+        );
         assert_eq!(mask_password("postgres:///db"), "postgres:///db");
     }
 
@@ -876,15 +921,19 @@ mod tests {
 
     #[test]
     fn plaintext_beyond_this_machine_has_to_be_meant() {
-        let error = load(&[], &[("listen", "0.0.0.0:8080")])
+        let error = load(&[], &[("listen", "10.0.0.1:8080")])
             .err()
             .expect("refused");
         assert!(error.contains("--insecure-plaintext"), "{error}");
         let meant = [
             ("ACCOUNTD_LISTEN", "0.0.0.0:80"),
+            ("ACCOUNTD_PUBLIC_URL", "https://id.example"),
             ("ACCOUNTD_INSECURE_PLAINTEXT", "true"),
         ];
         assert!(load(&meant, &[]).is_ok());
+        let nameless = [meant[0], meant[2]];
+        let error = load(&nameless, &[]).err().expect("refused");
+        assert!(error.contains("set `public_url`"), "{error}");
         assert!(load(&[], &[("private_listen", "10.0.0.1:80")]).is_err());
     }
 

@@ -14,18 +14,18 @@ use crate::{
     domain::{
         error::{Error, Result},
         name::{SystemAccountId, UserId},
+        signing_key,
         time::Timestamp,
     },
     grpc::call::Call,
     signing,
     store::{
-        db::Write, events, leases, meta, password_resets, requests, sessions, system_accounts,
-        throttles, tokens, transact, users,
+        db::Write, events, grants, leases, meta, password_resets, requests, sessions,
+        system_accounts, throttles, tokens, transact, users,
     },
 };
 
-/// How often the signing keys are read again.
-const KEYS_INTERVAL: Duration = Duration::from_secs(15);
+const KEYS_INTERVAL: Duration = Duration::from_secs(signing_key::REREAD_S.unsigned_abs());
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -72,7 +72,7 @@ pub fn start(
 fn every<F, W>(interval: Duration, stop: &CancellationToken, work: F)
 where
     F: Fn() -> W + Send + 'static,
-    W: Future<Output = ()> + Send,
+    W: Future<Output = ()> + Send + 'static,
 {
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -82,7 +82,10 @@ where
         ticks.tick().await;
         loop {
             tokio::select! {
-                _ = ticks.tick() => work().await,
+                _ = ticks.tick() => {
+                    // A panic is reported by the runtime, and must not end what comes after it.
+                    let _ = tokio::spawn(work()).await;
+                }
                 () = stop.cancelled() => return,
             }
         }
@@ -124,6 +127,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
     forget(&call, Table::RevokedTokens, now).await?;
     forget(&call, Table::PasswordResets, now).await?;
     forget(&call, Table::Sessions, ago(retention.ended_sessions_s)).await?;
+    forget(&call, Table::Grants, ago(retention.ended_grants_s)).await?;
     forget(&call, Table::Events, ago(retention.events_s)).await?;
     end_suspensions(app).await?;
     purge(app).await
@@ -137,6 +141,7 @@ enum Table {
     RevokedTokens,
     PasswordResets,
     Sessions,
+    Grants,
     Events,
 }
 
@@ -157,6 +162,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::RevokedTokens => tokens::forget(tx, before, BATCH).await?,
         Table::PasswordResets => password_resets::forget(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
+        Table::Grants => grants::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
 }

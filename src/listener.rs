@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -192,6 +192,9 @@ impl Connection {
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut first = pin!(sleep(Duration::from_secs(limits.first_request_timeout_s)));
         let mut age = pin!(sleep(max_age(limits, peer.address)));
+        // A stream that its peer never ends keeps no connection for ever.
+        let mut cut = pin!(sleep(Duration::MAX));
+        let drain = Duration::from_secs(limits.drain_timeout_s);
         let (mut waited, mut leaving) = (false, false);
         loop {
             tokio::select! {
@@ -206,7 +209,9 @@ impl Connection {
                 () = &mut age, if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
+                    cut.as_mut().reset(Instant::now() + drain);
                 }
+                () = &mut cut, if leaving => return,
                 () = stop.cancelled(), if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();

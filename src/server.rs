@@ -1,6 +1,6 @@
 //! Puts the server together: listeners, services, limits, health, and its end.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{Router, extract::State, middleware, response::IntoResponse, routing};
 use http::{StatusCode, header};
@@ -13,6 +13,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     app::App,
     config::{Config, Limits, Tls},
+    domain::access,
     grpc::{self, layer::Guard},
     http as web, jobs,
     listener::{self, Shared},
@@ -37,6 +38,7 @@ impl Server {
     /// Starts everything; an error is a sentence for the operator.
     pub async fn start(config: Config, env: &Environment) -> Result<Self, String> {
         let tls = tls(&config.tls)?;
+        let lock = setup::take_folder(&config).await?;
         let public = listener::bind(config.listen).await?;
         let private = match config.private_listen {
             Some(address) => Some(listener::bind(address).await?),
@@ -53,22 +55,21 @@ impl Server {
             app,
             bootstrap_file,
             lock,
-        } = setup::open(config, issuer, env).await?;
+        } = setup::open(config, lock, issuer, env).await?;
         let stop = CancellationToken::new();
         let (health, grpc) = grpc_router(&app)?;
+        report_health(&health, ServingStatus::Serving).await;
         let router = web::router(&app, grpc::DESCRIPTORS, grpc.clone(), grpc_web(grpc));
-        let shared = Shared::new(&app.config.limits, tls, app.metrics.connections.clone());
+        // Each listener has places of its own: a full public port does not lock operators out.
+        let shared = || {
+            let connections = app.metrics.connections.clone();
+            Shared::new(&app.config.limits, tls.clone(), connections)
+        };
         let listeners = TaskTracker::new();
         // Without a private listener the only one serves everything.
         let everything = private.is_none();
         let serve = |listener, is_private| {
-            listener::serve(
-                listener,
-                router.clone(),
-                is_private,
-                Arc::clone(&shared),
-                stop.clone(),
-            )
+            listener::serve(listener, router.clone(), is_private, shared(), stop.clone())
         };
         listeners.spawn(serve(public, everything));
         if let Some(private) = private {
@@ -121,9 +122,7 @@ impl Work {
         ops: JoinHandle<()>,
     ) {
         stop.cancelled().await;
-        self.health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
+        report_health(&self.health, ServingStatus::NotServing).await;
         self.listeners.wait().await;
         // Calls whose client has gone are still at work.
         let patience = Duration::from_secs(2);
@@ -131,7 +130,7 @@ impl Work {
         ops_stop.cancel();
         let _ = ops.await;
         let call = grpc::call::Call::system(&self.app, "");
-        self.app.db(&call).close().await;
+        let _ = tokio::time::timeout(patience, self.app.db(&call).close()).await;
         drop(self.lock);
     }
 }
@@ -153,10 +152,12 @@ fn grpc_router(app: &Arc<App>) -> Result<(HealthReporter, Router), String> {
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let text = |error: tonic_reflection::server::Error| error.to_string();
+    let max = app.config.limits.max_message_bytes;
+    let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
     let router = grpc::services(app)
-        .add_service(health)
-        .add_service(reflection().build_v1().map_err(text)?)
-        .add_service(reflection().build_v1alpha().map_err(text)?);
+        .add_service(health.max_decoding_message_size(max))
+        .add_service(v1.map_err(text)?.max_decoding_message_size(max))
+        .add_service(v1alpha.map_err(text)?.max_decoding_message_size(max));
     let router = Routes::into_axum_router(router).layer(middleware::from_fn_with_state(
         Guard::new(app),
         grpc::layer::guard,
@@ -174,15 +175,26 @@ fn watch_health(app: &Arc<App>, stop: &CancellationToken, health: HealthReporter
     jobs::start(app, stop, move |is_healthy| {
         let (health, stopping) = (health.clone(), stopping.clone());
         tokio::spawn(async move {
-            let serving = is_healthy && !stopping.is_cancelled();
-            let status = if serving {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
-            health.set_service_status("", status).await;
+            if is_healthy {
+                report_health(&health, ServingStatus::Serving).await;
+            }
+            // Whatever was found out before the end, it does not outlast it.
+            if !is_healthy || stopping.is_cancelled() {
+                report_health(&health, ServingStatus::NotServing).await;
+            }
         });
     });
+}
+
+/// Of the server, which is the empty name, and of each of its services: they stand and fall together.
+async fn report_health(health: &HealthReporter, status: ServingStatus) {
+    let services = access::POLICIES
+        .iter()
+        .filter_map(|policy| policy.rpc.split('/').nth(1));
+    let services: BTreeSet<&str> = services.chain([""]).collect();
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
 }
 
 /// The port for whoever watches the server: alive, ready, metrics.

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -55,11 +55,16 @@ pub struct Opened {
     pub lock: Option<Lock>,
 }
 
-/// The data folder of an SQLite database, which belongs to one process.
+/// The data folder in the hands of one process: on SQLite as long as it runs, otherwise while it
+/// makes what is missing there.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
+
+/// How long to wait for the folder where processes share it.
+const LOCK_TRIES: u32 = 300;
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// The name of the built-in account of the first operator.
 const BOOTSTRAP: &str = "bootstrap";
@@ -70,9 +75,31 @@ const BOOTSTRAP_FILE: &str = "bootstrap.json";
 /// No clock of a machine on which this program exists shows less: 2026-01-01.
 const EARLIEST: Timestamp = Timestamp::from_seconds(1_767_225_600);
 
-/// Opens everything; an error is a sentence for the operator.
-pub async fn open(config: Config, issuer: String, env: &Environment) -> Result<Opened, String> {
-    let Store { db, keys, lock } = open_store(&config, env).await?;
+/// Makes the data folder and takes it. On SQLite a second process is refused before it can touch
+/// anything; on PostgreSQL, where processes may share a folder, it waits for its turn.
+pub async fn take_folder(config: &Config) -> Result<Lock, String> {
+    make_folder(&config.data_dir)?;
+    for _ in 0..LOCK_TRIES {
+        match lock(&config.data_dir)? {
+            Some(lock) => return Ok(lock),
+            None if config.database_url.is_some() => tokio::time::sleep(LOCK_PAUSE).await,
+            None => break,
+        }
+    }
+    Err(format!(
+        "another accountd is running on {}; SQLite serves one process, PostgreSQL many",
+        config.data_dir.display()
+    ))
+}
+
+/// Opens everything in the folder that was taken; an error is a sentence for the operator.
+pub async fn open(
+    config: Config,
+    lock: Lock,
+    issuer: String,
+    env: &Environment,
+) -> Result<Opened, String> {
+    let Store { db, keys } = open_store(&config, env).await?;
     let bootstrap_file = first_start(&db, &keys, &config, &issuer, env).await?;
     let keyring = read_keyring(&db, &keys, &config, env).await?;
     let hasher = Hasher::start(
@@ -93,21 +120,17 @@ pub async fn open(config: Config, issuer: String, env: &Environment) -> Result<O
         db,
     })?;
     Ok(Opened {
+        lock: app.config.database_url.is_none().then_some(lock),
         app: Arc::new(app),
         bootstrap_file,
-        lock,
     })
 }
 
 /// Makes fresh credentials for the first operator's account, whatever has become of it. For when
 /// nobody can sign in any more; works on the store alone. The file they are in.
 pub async fn recover(config: &Config, issuer: &str, env: &Environment) -> Result<PathBuf, String> {
-    let store = open_store(config, env).await?;
-    let Store {
-        db,
-        keys,
-        lock: _lock,
-    } = &store;
+    let _lock = take_folder(config).await?;
+    let Store { db, keys } = &open_store(config, env).await?;
     first_start(db, keys, config, issuer, env).await?;
     let now = env.clock.now();
     let found =
@@ -128,7 +151,6 @@ pub async fn recover(config: &Config, issuer: &str, env: &Environment) -> Result
 struct Store {
     db: Db,
     keys: Keys,
-    lock: Option<Lock>,
 }
 
 async fn open_store(config: &Config, env: &Environment) -> Result<Store, String> {
@@ -138,13 +160,9 @@ async fn open_store(config: &Config, env: &Environment) -> Result<Store, String>
             "the clock of this machine says {now}, which cannot be"
         ));
     }
-    make_folder(&config.data_dir)?;
-    let (target, lock) = match &config.database_url {
-        Some(url) => (Target::Postgres(url.0.clone()), None),
-        None => (
-            Target::Sqlite(config.sqlite_file()),
-            Some(lock(&config.data_dir)?),
-        ),
+    let target = match &config.database_url {
+        Some(url) => Target::Postgres(url.0.clone()),
+        None => Target::Sqlite(config.sqlite_file()),
     };
     let settings = Settings {
         target,
@@ -154,7 +172,7 @@ async fn open_store(config: &Config, env: &Environment) -> Result<Store, String>
     };
     let db = open::open(&settings, &*env.clock, &env.random).await?;
     let keys = master_key(&db, config, env).await?.derive();
-    Ok(Store { db, keys, lock })
+    Ok(Store { db, keys })
 }
 
 fn make_folder(folder: &Path) -> Result<(), String> {
@@ -165,8 +183,8 @@ fn make_folder(folder: &Path) -> Result<(), String> {
     made.map_err(|error| format!("cannot make the folder {}: {error}", folder.display()))
 }
 
-/// SQLite means one process: a second one is refused before it can touch anything.
-fn lock(folder: &Path) -> Result<Lock, String> {
+/// The lock on a folder, unless another process has it.
+fn lock(folder: &Path) -> Result<Option<Lock>, String> {
     let path = folder.join("lock");
     let cannot = |error: std::io::Error| format!("cannot open {}: {error}", path.display());
     let file = OpenOptions::new()
@@ -177,11 +195,8 @@ fn lock(folder: &Path) -> Result<Lock, String> {
         .open(&path)
         .map_err(cannot)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
-        Err(fs::TryLockError::WouldBlock) => Err(format!(
-            "another accountd is running on {}; SQLite serves one process, PostgreSQL many",
-            folder.display()
-        )),
+        Ok(()) => Ok(Some(Lock { _file: file })),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(cannot(error)),
     }
 }
@@ -191,6 +206,7 @@ async fn master_key(db: &Db, config: &Config, env: &Environment) -> Result<Maste
     let path = config.master_key_file();
     let known = known_check(db).await?;
     let key = if path.exists() {
+        require_private(&path)?;
         let text = zeroize::Zeroizing::new(crate::config::read_file(&path)?);
         MasterKey::parse(&text)
             .ok_or_else(|| format!("{} does not hold a master key", path.display()))?
@@ -208,6 +224,22 @@ async fn master_key(db: &Db, config: &Config, env: &Environment) -> Result<Maste
         )),
         _ => Ok(key),
     }
+}
+
+/// A key that every user of the machine can read protects nothing.
+fn require_private(path: &Path) -> Result<(), String> {
+    let metadata = fs::metadata(path);
+    let mode = metadata
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?
+        .permissions()
+        .mode();
+    if mode & 0o007 == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{} can be read by everybody on this machine: take that right away (chmod 600)",
+        path.display()
+    ))
 }
 
 async fn known_check(db: &Db) -> Result<Option<String>, String> {

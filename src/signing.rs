@@ -26,7 +26,9 @@ pub fn make(
     random: &dyn Random,
     now: Timestamp,
 ) -> Result<SigningKey> {
-    let private = env::generate_key(algorithm).map_err(Error::internal)?;
+    // RSA takes a while, and must not keep others waiting.
+    let private = tokio::task::block_in_place(|| env::generate_key(algorithm));
+    let private = private.map_err(Error::internal)?;
     let (kid, public_jwk) = keyring::public_half(algorithm, &private).map_err(Error::Internal)?;
     let private_sealed = keys
         .signing_keys
@@ -58,6 +60,7 @@ pub async fn read(db: &Db, keys: &Keys, tokens: &Tokens, now: Timestamp) -> Resu
 
 /// Reads the keys again: after a change of ours, and every few seconds for changes of others.
 pub async fn refresh(app: &App, db: &Db) -> Result<()> {
+    let _alone = app.keyring_reader.lock().await;
     let keyring = read(db, &app.keys, &app.config.tokens, app.clock.now()).await?;
     app.keyring.store(Arc::new(keyring));
     Ok(())

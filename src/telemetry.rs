@@ -32,7 +32,7 @@ pub fn start_logging(log: &config::Log) -> Result<(), String> {
     if log.format == "json" {
         registry.with(lines.json()).init();
     } else {
-        registry.with(lines.with_ansi(false)).init();
+        registry.with(lines).init();
     }
     Ok(())
 }
@@ -44,7 +44,7 @@ pub struct Metrics {
     rpc_seconds: Family<PathLabel, Histogram, fn() -> Histogram>,
     pub calls: Gauge<i64, AtomicI64>,
     pub connections: Connections,
-    sign_ins: Family<OutcomeLabel, Counter>,
+    passwords: Family<OutcomeLabel, Counter>,
     pub throttled: Counter,
 }
 
@@ -89,7 +89,7 @@ impl Metrics {
             rpc_seconds: Family::new_with_constructor(histogram),
             calls: Gauge::default(),
             connections: Connections::default(),
-            sign_ins: Family::default(),
+            passwords: Family::default(),
             throttled: Counter::default(),
             registry: Registry::default(),
         };
@@ -99,7 +99,7 @@ impl Metrics {
         let Connections { open, refused } = metrics.connections.clone();
         registry.register("connections", "Open connections", open);
         registry.register("connections_refused", "Connections above a limit", refused);
-        registry.register("sign_ins", "Attempts to sign in", metrics.sign_ins.clone());
+        registry.register("passwords", "Passwords checked", metrics.passwords.clone());
         registry.register(
             "throttled",
             "Attempts not looked at",
@@ -124,8 +124,10 @@ impl Metrics {
     }
 
     /// `outcome`: `granted` or `refused`.
-    pub fn sign_in(&self, outcome: &'static str) {
-        self.sign_ins.get_or_create(&OutcomeLabel { outcome }).inc();
+    pub fn password(&self, outcome: &'static str) {
+        self.passwords
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -152,11 +154,6 @@ impl Collector for Collected {
         };
         counter("hashes", "Password hashes computed", &self.hasher.hashes)?;
         counter(
-            "hash_busy_microseconds",
-            "Time spent hashing",
-            &self.hasher.busy_us,
-        )?;
-        counter(
             "hash_refused",
             "Calls turned away by the hash lanes",
             &self.hasher.refused,
@@ -174,6 +171,17 @@ impl Collector for Collected {
             &self.store.batches,
         )?;
         counter("committed", "Transactions in those", &self.store.batched)?;
+        // Precise enough for months of hashing.
+        #[expect(clippy::cast_precision_loss, reason = "a metric is a float")]
+        let busy_s = self.hasher.busy_us.load(Relaxed) as f64 / 1e6;
+        let busy = ConstCounter::new(busy_s);
+        let help = "Time spent hashing, in seconds";
+        busy.encode(encoder.encode_descriptor(
+            "hash_busy_seconds",
+            help,
+            None,
+            busy.metric_type(),
+        )?)?;
         let mut gauge = |name, help, value: usize| {
             let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)

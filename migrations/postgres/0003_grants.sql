@@ -14,3 +14,4 @@ CREATE TABLE grants (
 CREATE INDEX grants_principal_id ON grants (principal_id, id);
 CREATE INDEX grants_role ON grants (role, id);
 CREATE INDEX grants_scope ON grants (scope, id);
+CREATE INDEX grants_expire_time ON grants (expire_time) WHERE expire_time IS NOT NULL;

@@ -1,6 +1,6 @@
 //! Addresses: where an account may call from, and which network a call is counted for.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -66,7 +66,7 @@ pub fn client(peer: IpAddr, forwarded: &[&str], proxies: &[IpNet]) -> IpAddr {
 
 /// Whether only this machine can reach an address.
 pub fn is_loopback(address: IpAddr) -> bool {
-    canonical(address).is_loopback() || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
+    canonical(address).is_loopback()
 }
 
 #[cfg(test)]

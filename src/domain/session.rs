@@ -73,6 +73,8 @@ impl std::fmt::Debug for Family {
 pub enum EndReason {
     SignedOut,
     Revoked,
+    /// Gave way to a newer one: there may be so many.
+    Displaced,
     RefreshTokenReused,
     PasswordChanged,
     PasswordReset,
@@ -82,9 +84,10 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::SignedOut,
         Self::Revoked,
+        Self::Displaced,
         Self::RefreshTokenReused,
         Self::PasswordChanged,
         Self::PasswordReset,
@@ -98,6 +101,7 @@ impl EndReason {
         match self {
             Self::SignedOut => "signed_out",
             Self::Revoked => "revoked",
+            Self::Displaced => "displaced",
             Self::RefreshTokenReused => "refresh_token_reused",
             Self::PasswordChanged => "password_changed",
             Self::PasswordReset => "password_reset",

@@ -8,6 +8,10 @@ use super::{
 /// Most keys that are published at once.
 pub const MAX_PUBLISHED: usize = 10;
 
+/// How often every process reads the keys again, in seconds: so long others may still publish or
+/// sign with what was before.
+pub const REREAD_S: i64 = 15;
+
 /// What tokens are signed with (RFC 7518 section 3.1, RFC 8037).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
@@ -86,17 +90,17 @@ impl SigningKey {
     }
 
     /// From then on every verifier has seen the key: those that fetched the key set just before the
-    /// key was published have fetched it again.
+    /// last process published the key have fetched it again.
     pub const fn earliest_activate_time(&self, jwks_max_age_s: i64) -> Timestamp {
-        self.create_time.plus_s(jwks_max_age_s)
+        self.create_time.plus_s(REREAD_S + jwks_max_age_s)
     }
 
     /// When the last token it signed has expired; `None` while it may still sign.
     pub fn verifies_until(&self, token_lifetime_s: i64) -> Option<Timestamp> {
-        self.retire_time.map(|time| time.plus_s(token_lifetime_s))
+        self.retire_time
+            .map(|time| time.plus_s(REREAD_S + token_lifetime_s))
     }
 
-    /// `published_long_enough` is false for the key that takes the place of a revoked one.
     pub fn activate(&mut self, now: Timestamp, jwks_max_age_s: i64) -> Result<()> {
         self.require(State::Prepared)?;
         let earliest = self.earliest_activate_time(jwks_max_age_s);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     account::Lifecycle,
     error::Reason,
-    name::{self, AccountId, CredentialId, SessionId, SystemAccountId, UserId},
+    name::{self, AccountId, SystemAccountId, UserId},
     time::{self, Timestamp},
 };
 
@@ -63,20 +63,6 @@ impl Claims {
         match self.account {
             AccountClaims::User { .. } => AccountId::User(UserId(self.sub)),
             AccountClaims::SystemAccount { .. } => AccountId::System(SystemAccountId(self.sub)),
-        }
-    }
-
-    pub const fn session(&self) -> Option<SessionId> {
-        match self.account {
-            AccountClaims::User { sid, .. } => Some(SessionId(sid)),
-            AccountClaims::SystemAccount { .. } => None,
-        }
-    }
-
-    pub const fn credential(&self) -> Option<CredentialId> {
-        match self.account {
-            AccountClaims::User { .. } => None,
-            AccountClaims::SystemAccount { credential_id } => Some(CredentialId(credential_id)),
         }
     }
 

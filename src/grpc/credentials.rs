@@ -114,7 +114,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
             is_set(path, &input)
         })?;
-        if paths.iter().any(|path| *path != "label") {
+        let limits_change = paths.iter().any(|path| *path != "label");
+        if limits_change {
             call.require("credentials.update")?;
         }
         let mut fields = Fields::new();
@@ -122,16 +123,18 @@ impl pb::credential_service_server::CredentialService for Credentials {
         fields.finish()?;
         let credential = mutate!(call, |tx| {
             let mut credential = find_for_change(tx, &call, account, id, &input.etag).await?;
-            if edits.is_empty() {
-                return Ok(shown(&credential));
-            }
             for edit in edits.clone() {
                 credential.edit(edit)?;
             }
-            credential.revision += 1;
-            credentials::update(tx, &credential).await?;
-            let event = call.event().about(credential.name(), Some(account));
-            events::append(tx, &event.changed(paths.iter().copied())).await?;
+            if limits_change && let Some(own) = own_credential(tx, &call, account).await? {
+                credential.confine(&own)?;
+            }
+            if !edits.is_empty() {
+                credential.revision += 1;
+                credentials::update(tx, &credential).await?;
+                let event = call.event().about(credential.name(), Some(account));
+                events::append(tx, &event.changed(paths.iter().copied())).await?;
+            }
             shown(&credential)
         })?;
         Ok(Response::new(credential))
@@ -188,10 +191,15 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (Some(old), Some(new)) = (old, new) else {
             return Err(Error::internal("checked above").into());
         };
+        let session = match call.caller.principal().map(|principal| principal.proof) {
+            Some(Proof::Session(session)) => session,
+            // The policy admits the user alone, and users have sessions.
+            _ => return Err(Error::internal("a user without a session").into()),
+        };
         let attempt = Attempt {
             whose: Whose::User(id),
             password: old,
-            device_token: "",
+            from: secrets::From::Session(session),
             address: call.address,
             refusal_event: "credential.password_change_refused",
         };
@@ -200,10 +208,6 @@ impl pb::credential_service_server::CredentialService for Credentials {
         } = secrets::password(&call, attempt).await?;
         let hasher = &call.app().hasher;
         let new = hasher.hash(hasher.admit(call.deadline)?, new).await?;
-        let except = match call.caller.principal().map(|principal| principal.proof) {
-            Some(Proof::Session(session)) => Some(session),
-            _ => None,
-        };
         let response = mutate!(call, |tx| {
             let password = find(tx, id.into(), credential).await?;
             convert::require_etag(&request.etag, password.revision, password.name())?;
@@ -217,7 +221,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             } else {
                 let which = Which {
                     credential: None,
-                    except,
+                    except: Some(session),
                 };
                 sessions::end_all(tx, id, which, call.now, EndReason::PasswordChanged).await?
             };
@@ -260,6 +264,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
             user.lifecycle
                 .require(&[State::Active], user.id, call.now)?;
             call.require_power_over(tx, user.id.into()).await?;
+            // One at a time: a lost code is good for nobody once there is another.
+            password_resets::delete_all(tx, user.id).await?;
             password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;
             events::append(tx, &call.event().about_account(user.id)).await?;
             pb::CreatePasswordResetResponse {

@@ -2,7 +2,8 @@
 //!
 //! Each call runs to completion in a task of its own: a client that disconnects must not stop a
 //! transaction half way, nor free a hash lane that is still at work. A cap on calls in progress
-//! bounds what is left running.
+//! bounds what is left running. What is received is received before that: a peer that never finishes
+//! a request takes no place.
 
 use std::{
     net::IpAddr,
@@ -17,7 +18,8 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::sync::Semaphore;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 use tracing::Instrument as _;
 
@@ -70,36 +72,83 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
         };
         request.extensions_mut().insert(context);
     }
+    if policy.is_some() {
+        let limit = guard.app.config.limits.max_message_bytes;
+        request = match tokio::time::timeout(patience, received(request, limit)).await {
+            Ok(Ok(request)) => request,
+            Ok(Err(status)) => return answer(&status),
+            Err(_) => return answer(&status::deadline()),
+        };
+    }
     let Ok(permit) = Arc::clone(&guard.calls).try_acquire_owned() else {
         return answer(&status::overloaded());
     };
+    let place = Place {
+        app: Arc::clone(&guard.app),
+        _permit: permit,
+    };
+    place.app.metrics.calls.inc();
     let name = policy.map_or("other", |policy| policy.rpc.trim_start_matches('/'));
-    let app = Arc::clone(&guard.app);
     let span = tracing::info_span!(
         "rpc",
         name,
         from = peer.map(|peer| peer.address.to_string())
     );
     let call = async move {
-        app.metrics.calls.inc();
         let response = next.run(request).await;
-        app.metrics.calls.dec();
         let head = status::of_head(response.headers());
         let code = head.as_ref().map_or(Code::Ok, Status::code);
-        app.metrics
-            .rpc(name, status::code_name(code), begin.elapsed());
+        let metrics = &place.app.metrics;
+        metrics.rpc(name, status::code_name(code), begin.elapsed());
         tracing::debug!(code = status::code_name(code), "answered");
-        drop(permit);
+        drop(place);
         match head.as_ref().and_then(status::with_reason) {
             Some(better) => answer(&better),
             None => response,
         }
     };
-    match tokio::time::timeout(patience, tokio::spawn(call.instrument(span))).await {
+    let patience = (begin + patience).saturating_duration_since(Instant::now());
+    let call = call.instrument(span);
+    // Health and reflection change nothing, so they may end with whoever asked.
+    let outcome = match policy {
+        Some(_) => tokio::time::timeout(patience, tokio::spawn(call)).await,
+        None => tokio::time::timeout(patience, call).await.map(Ok),
+    };
+    match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(panic)) => answer(&Status::from(Error::internal(panic))),
         Err(_) => answer(&status::deadline()),
     }
+}
+
+/// A call's place among those in progress; free again when dropped, also by a panic.
+struct Place {
+    app: Arc<App>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.app.metrics.calls.dec();
+    }
+}
+
+/// Bytes before a message: whether it is compressed, and its length.
+const FRAME_HEAD: usize = 5;
+
+/// The request with its body at hand. Ours are all unary, so there is one message of up to `limit`
+/// bytes.
+async fn received(request: Request, limit: usize) -> Result<Request, Status> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, limit + FRAME_HEAD).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            status::too_large()
+        } else {
+            status::malformed("the request ended too early")
+        }
+    })?;
+    Ok(Request::from_parts(head, Body::from(body.to_bytes())))
 }
 
 /// A status as a gRPC response.

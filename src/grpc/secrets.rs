@@ -15,13 +15,14 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         event::Event,
         identifier,
-        name::{AccountId, CredentialId, UserId},
+        name::{AccountId, CredentialId, SessionId, UserId},
         network,
         password::{Password, PasswordHash},
         secret::{Digest, Kind, Secret},
         session::{RefreshToken, Session},
         system_account::SystemAccount,
         throttle::{Counter, KnownDevice, Rule, Subject},
+        time::Timestamp,
         token,
         user::User,
     },
@@ -36,13 +37,21 @@ use crate::{
 pub(super) struct Attempt<'a> {
     pub(super) whose: Whose<'a>,
     pub(super) password: Password,
-    /// The device token of an earlier sign-in; may be empty, and may be anybody's.
-    pub(super) device_token: &'a str,
+    pub(super) from: From<'a>,
     /// The person's address. None when a frontend does not say: its own is everybody's, so then
     /// attempts are counted by account alone.
     pub(super) address: Option<IpAddr>,
     /// The type of the event if it is wrong.
     pub(super) refusal_event: &'a str,
+}
+
+/// Where an attempt comes from, which can show that it is not a stranger's.
+#[derive(Clone, Copy)]
+pub(super) enum From<'a> {
+    /// The device token of an earlier sign-in; may be empty, and may be anybody's.
+    Device(&'a str),
+    /// A session of the person.
+    Session(SessionId),
 }
 
 /// Whose password it should be.
@@ -74,8 +83,13 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
     let ticket = app.hasher.admit(call.deadline)?;
     let owner = find_owner(call, attempt.whose).await?;
     let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
-    let device = account.and_then(|account| {
-        KnownDevice::parse(attempt.device_token, account, &app.keys.device_tokens, now)
+    let device = account.and_then(|account| match attempt.from {
+        From::Device(token) => KnownDevice::parse(token, account, &app.keys.device_tokens, now),
+        From::Session(session) => Some(KnownDevice {
+            id: session.0,
+            account,
+            expire_time: Timestamp::MAX,
+        }),
     });
     let charged = charge_attempt(call, &attempt, account, device).await?;
     let stored = owner.as_ref().and_then(|owner| owner.password.as_ref());
@@ -89,7 +103,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
         password: Some((credential, hash)),
     }) = proven
     else {
-        app.metrics.sign_in("refused");
+        app.metrics.password("refused");
         let event = refusal(
             call,
             attempt.refusal_event,
@@ -99,7 +113,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
         transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
         return Err(Error::invalid_credentials());
     };
-    app.metrics.sign_in("granted");
+    app.metrics.password("granted");
     refund(call, &charged).await?;
     let rehash = match hash
         .is_outdated(app.hasher.cost())
@@ -166,23 +180,29 @@ pub(super) async fn refresh_token(
     call: &Call,
     text: &str,
 ) -> Result<(RefreshToken, Session, Lifecycle)> {
-    if let Some(token) = RefreshToken::parse(text) {
-        let mut db = call.db().read().await?;
-        let found = sessions::find_with_user(&mut db, token.user, token.session).await?;
-        let key = &call.app().keys.refresh_tokens;
-        if let Some((session, user)) = found
-            && token.is_genuine(key, &session.family.seed)
-        {
-            return Ok((token, session, user));
+    match look_up_refresh_token(call, text).await? {
+        Some(found) => Ok(found),
+        None => {
+            let event = "session.refresh_refused";
+            Err(refuse(call, event, None, Reason::InvalidRefreshToken).await?)
         }
     }
-    Err(refuse(
-        call,
-        "session.refresh_refused",
-        None,
-        Reason::InvalidRefreshToken,
-    )
-    .await?)
+}
+
+/// The same for somebody who asks about a token, or gives it up, and gets nothing for it: a wrong
+/// one is no attempt.
+pub(super) async fn look_up_refresh_token(
+    call: &Call,
+    text: &str,
+) -> Result<Option<(RefreshToken, Session, Lifecycle)>> {
+    let Some(token) = RefreshToken::parse(text) else {
+        return Ok(None);
+    };
+    let mut db = call.db().read().await?;
+    let found = sessions::find_with_user(&mut db, token.user, token.session).await?;
+    let key = &call.app().keys.refresh_tokens;
+    let genuine = found.filter(|(session, _)| token.is_genuine(key, &session.family.seed));
+    Ok(genuine.map(|(session, user)| (token, session, user)))
 }
 
 /// Whose password a one-time code sets, without using it up.

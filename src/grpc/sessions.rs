@@ -63,7 +63,7 @@ impl pb::session_service_server::SessionService for Sessions {
         let attempt = Attempt {
             whose: Whose::Identifier(&request.identifier),
             password,
-            device_token: &sent.token,
+            from: secrets::From::Device(&sent.token),
             address: device.address,
             refusal_event: "session.refused",
         };
@@ -317,6 +317,7 @@ async fn sign_in(
     if let Some(rehash) = &proven.rehash {
         credentials::replace_password(tx, *user, hash, rehash, None).await?;
     }
+    make_room(tx, call, *user).await?;
     sessions::insert(tx, &session).await?;
     let event = call.event().about(session.name(), Some((*user).into()));
     events::append(tx, &event).await?;
@@ -336,6 +337,19 @@ async fn sign_in(
     Ok(session)
 }
 
+/// Ends the oldest sessions where there are as many as there may be, so that there is room for one.
+async fn make_room(tx: &mut Write, call: &Call, user: UserId) -> Result<()> {
+    let max = call.app().config.sessions.max_per_user;
+    let newest = sessions::newest(tx, user, call.now, max).await?;
+    let is_full = i64::try_from(newest.len()).is_ok_and(|count| count >= max);
+    if let Some(oldest) = newest.last().filter(|_| is_full) {
+        let count = sessions::displace(tx, user, *oldest, call.now).await?;
+        let event = call.event_of("session.displaced").about_account(user);
+        events::append(tx, &event.detail("count", count)).await?;
+    }
+    Ok(())
+}
+
 /// The session that the first call with this request id made.
 async fn first_session(
     tx: &mut Write,
@@ -348,14 +362,16 @@ async fn first_session(
     };
     let (_, id) = call.child("request_id", &tokens.session, "sessions")?;
     let session = find(tx, user, SessionId(id)).await?;
-    if session.is_live(call.now) {
+    let text = if !session.is_live(call.now) {
+        "has ended"
+    } else if session.family.generation > 0 {
+        // Whoever did that has the first answer, and two holders of one token would end the session.
+        "has been refreshed since"
+    } else {
         return Ok(session);
-    }
-    Err(Error::precondition(
-        Reason::WrongState,
-        session.name(),
-        "has ended",
-    ))
+    };
+    let name = session.name();
+    Err(Error::precondition(Reason::WrongState, name, text))
 }
 
 /// The next generation in the place of the live one; `None` if somebody else was faster.

@@ -128,16 +128,14 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
             if edits.is_empty() {
-                return Ok(shown(&account, call.now));
+                shown(&account, call.now)
+            } else {
+                for edit in edits.clone() {
+                    account.edit(edit);
+                }
+                let event = call.event().about_account(id);
+                store(tx, &call, account, event.changed(paths.iter().copied())).await?
             }
-            for edit in edits.clone() {
-                account.edit(edit);
-            }
-            let event = call
-                .event()
-                .about_account(id)
-                .changed(paths.iter().copied());
-            store(tx, &call, account, event).await?
         })?;
         Ok(Response::new(account))
     }

@@ -93,7 +93,8 @@ impl pb::token_service_server::TokenService for Tokens {
         let (call, request) = Call::enter(&self.app, request).await?;
         require_token(&request.token)?;
         if is_refresh_token(&request.token) {
-            if let Some(session) = known_session(&call, &request.token).await? {
+            let found = secrets::look_up_refresh_token(&call, &request.token).await?;
+            if let Some((_, session, _)) = found {
                 mutate!(call, |tx| {
                     let (user, id) = (session.user, session.id);
                     if sessions::end(tx, user, id, call.now, EndReason::SignedOut).await? {
@@ -140,24 +141,6 @@ fn is_refresh_token(token: &str) -> bool {
     token.starts_with(Kind::RefreshToken.prefix()) && !token.contains('.')
 }
 
-/// The session that a refresh token belongs to, if it is genuine.
-async fn known_session(
-    call: &Call,
-    token: &str,
-) -> Result<Option<crate::domain::session::Session>> {
-    match secrets::refresh_token(call, token).await {
-        Ok((_, session, _)) => Ok(Some(session)),
-        Err(error) if is_wrong(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether a refresh token was refused for what it is; also when so many were that they are no longer
-/// written down.
-const fn is_wrong(error: &Error) -> bool {
-    matches!(error, Error::Unauthenticated(_) | Error::Exhausted { .. })
-}
-
 fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
     let account = claims.account_id();
     let time = |seconds| Some(convert::timestamp(Timestamp::from_seconds(seconds)));
@@ -197,10 +180,9 @@ fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
 
 /// A refresh token is active while presenting it would yield the next one.
 async fn introspect_refresh_token(call: &Call, token: &str) -> Result<pb::IntrospectTokenResponse> {
-    let (token, session, user) = match secrets::refresh_token(call, token).await {
-        Ok(found) => found,
-        Err(error) if is_wrong(&error) => return Ok(pb::IntrospectTokenResponse::default()),
-        Err(error) => return Err(error),
+    let found = secrets::look_up_refresh_token(call, token).await?;
+    let Some((token, session, user)) = found else {
+        return Ok(pb::IntrospectTokenResponse::default());
     };
     let is_live = session.judge(token.generation, call.now, 0) == Judgement::Rotate;
     if !is_live || !user.may_act(call.now) {

@@ -216,25 +216,21 @@ impl pb::user_service_server::UserService for Users {
             let mut user = find_for_change(tx, &call, id, &input.etag).await?;
             user.lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
-            if edits.is_empty() {
-                return Ok(shown(&user, &call));
+            if !edits.is_empty() {
+                for edit in edits.clone() {
+                    user.edit(edit);
+                }
+                user.touch(call.now);
+                users::update(tx, &user).await?;
+                if paths
+                    .iter()
+                    .any(|path| ["username", "external_ids"].contains(path))
+                {
+                    users::replace_identifiers(tx, &user).await?;
+                }
+                let event = call.event().about_account(id);
+                events::append(tx, &event.changed(paths.iter().copied())).await?;
             }
-            for edit in edits.clone() {
-                user.edit(edit);
-            }
-            user.touch(call.now);
-            users::update(tx, &user).await?;
-            if paths
-                .iter()
-                .any(|path| ["username", "external_ids"].contains(path))
-            {
-                users::replace_identifiers(tx, &user).await?;
-            }
-            let event = call
-                .event()
-                .about_account(id)
-                .changed(paths.iter().copied());
-            events::append(tx, &event).await?;
             shown(&user, &call)
         })?;
         Ok(Response::new(user))

@@ -23,10 +23,7 @@ use prost_reflect::DescriptorPool;
 use tower::ServiceExt as _;
 use tower_http::cors::CorsLayer;
 
-use crate::{
-    app::App,
-    grpc::{layer, status},
-};
+use crate::app::App;
 use body::Limit;
 use gateway::Gateway;
 
@@ -80,13 +77,10 @@ async fn dispatch(State(web): State<Arc<Web>>, request: Request) -> Response {
         .headers()
         .get(header::CONTENT_TYPE)
         .map_or(&b""[..], HeaderValue::as_bytes);
-    let is_preflight = request.method() == Method::OPTIONS;
     let router = if kind.starts_with(b"application/grpc-web") {
         &web.translated
     } else if kind.starts_with(b"application/grpc") {
         &web.grpc
-    } else if is_preflight {
-        return layer::answer(&status::unknown(request.uri().path()));
     } else {
         return web.gateway.serve(request).await;
     };

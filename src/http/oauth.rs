@@ -191,16 +191,21 @@ fn refused(error: JsonError) -> OAuthError {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let is_about = |field: &str| message.contains(&format!("{field} "));
+    let details = error.body["error"]["details"].as_array();
+    let mut violations = details
+        .into_iter()
+        .flatten()
+        .filter_map(|detail| detail["fieldViolations"][0]["field"].as_str());
+    let field = violations.next().unwrap_or_default().to_owned();
     match error.reason.as_str() {
         reason if reason == Reason::InvalidCredentials.name() => {
             invalid_client("the client is not known or its secret is wrong")
         }
-        reason if reason == Reason::InvalidField.name() && is_about("scopes") => {
+        reason if reason == Reason::InvalidField.name() && field.starts_with("scopes") => {
             OAuthError::new(StatusCode::BAD_REQUEST, "invalid_scope", message)
         }
         // RFC 8707 section 2.
-        reason if reason == Reason::InvalidField.name() && is_about("audience") => {
+        reason if reason == Reason::InvalidField.name() && field == "audience" => {
             OAuthError::new(StatusCode::BAD_REQUEST, "invalid_target", message)
         }
         _ => {

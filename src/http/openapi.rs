@@ -20,9 +20,20 @@ pub(super) fn document(pool: &DescriptorPool, issuer: &str) -> String {
         done: BTreeMap::new(),
     };
     let mut paths: Map<String, Value> = Map::new();
+    // An RPC with several paths has as many operations, and their ids have to differ.
+    let mut ids: BTreeMap<String, usize> = BTreeMap::new();
     for rule in rules(pool) {
         let (path, names) = rule.template.openapi();
-        let operation = operation(&rule, &names, &comments, &mut schemas);
+        let mut operation = operation(&rule, &names, &comments, &mut schemas);
+        let id = operation["operationId"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let uses: &mut usize = ids.entry(id.clone()).or_default();
+        *uses += 1;
+        if *uses > 1 {
+            operation["operationId"] = format!("{id}_{uses}").into();
+        }
         let item = paths.entry(path).or_insert_with(|| json!({}));
         item[rule.verb.as_str().to_lowercase()] = operation;
     }

@@ -123,14 +123,7 @@ impl Db {
         &self.stats
     }
 
-    pub const fn engine(&self) -> &'static str {
-        match self.engine {
-            Engine::Sqlite { .. } => "sqlite",
-            Engine::Postgres { .. } => "postgresql",
-        }
-    }
-
-    /// Ends all connections in good order.
+    /// Ends the pools' connections in good order; the writer on SQLite ends with the last handle.
     pub async fn close(&self) {
         match &self.engine {
             Engine::Sqlite { readers, .. } => readers.close().await,
@@ -245,7 +238,7 @@ impl Write {
     /// Ends the transaction; whether what it did is durable (or, unless `keep`, gone).
     async fn finish(self, keep: bool) -> Result<bool> {
         match self.0.link {
-            Link::SqliteWriter(loan) => Ok(loan.finish(keep && !self.0.failed).await),
+            Link::SqliteWriter(loan) => loan.finish(keep && !self.0.failed).await,
             Link::PostgresWriter(transaction) => transaction.finish(keep).await,
             Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot commit")),
         }
@@ -315,8 +308,15 @@ impl<'a> Attempts<'a> {
     }
 
     pub async fn begin(&mut self) -> domain::error::Result<Write> {
-        self.made += 1;
-        self.db.begin(self.isolation).await
+        loop {
+            self.made += 1;
+            match self.db.begin(self.isolation).await {
+                Err(domain::error::Error::Conflict) if self.made < MAX_ATTEMPTS => {
+                    self.again().await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Runs a body within its time: the writer must not be held up by one that waits.
@@ -345,16 +345,17 @@ impl<'a> Attempts<'a> {
         };
         match outcome {
             Err(domain::error::Error::Conflict) if self.made < MAX_ATTEMPTS => {
-                self.db.stats.retries.fetch_add(1, Relaxed);
-                self.pause().await;
+                self.again().await;
                 None
             }
             outcome => Some(outcome),
         }
     }
 
-    /// A random pause that grows with the attempts, so that rivals do not meet again.
-    pub async fn pause(&self) {
+    /// Counts a retry, after a random pause that grows with the attempts, so that rivals do not meet
+    /// again.
+    async fn again(&self) {
+        self.db.stats.retries.fetch_add(1, Relaxed);
         let limit_ms = (1 << self.made).min(MAX_PAUSE_MS);
         let mut random = [0; 4];
         self.db.random.fill(&mut random);

@@ -11,6 +11,7 @@ use super::{
 use crate::domain::{
     grant::{Grant, MAX_GRANTS, Permission},
     name::{AccountId, GrantId},
+    time::Timestamp,
 };
 
 macro_rules! columns {
@@ -157,4 +158,13 @@ pub async fn delete(db: &mut Write, id: GrantId) -> Result<bool> {
 pub async fn delete_all(db: &mut Write, principal: AccountId) -> Result<()> {
     let sql = sql!("DELETE FROM grants WHERE principal_id = $1").bind(principal);
     db.execute(sql).await.map(drop)
+}
+
+/// Forgets grants that expired before `before`.
+pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
+    let sql = sql!(
+        "DELETE FROM grants WHERE id IN (
+            SELECT id FROM grants WHERE expire_time < $1 ORDER BY expire_time LIMIT $2)"
+    );
+    db.execute(sql.bind(before).bind(limit)).await
 }

@@ -236,7 +236,21 @@ async fn migrate_postgres(
         Err("another process has been migrating for too long".to_owned())
     };
     held.await?;
-    let migrated = migrator(&POSTGRES).run(&mut connection).await;
+    let renewed = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(LEASE_S.unsigned_abs() / 3)).await;
+            let now = clock.now();
+            // A failure is made good by the next one, long before the lease is over.
+            let _ = transact!(db, |tx| {
+                leases::take(tx, MIGRATIONS, holder, now, now.plus_s(LEASE_S)).await?
+            });
+        }
+    };
+    let migrator = migrator(&POSTGRES);
+    let migrated = tokio::select! {
+        migrated = migrator.run(&mut connection) => migrated,
+        () = renewed => Ok(()),
+    };
     let released = transact!(db, |tx| { leases::release(tx, MIGRATIONS, holder).await? });
     migrated.map_err(|error| format!("cannot migrate the database: {error}"))?;
     released.map_err(|error| error.to_string())?;

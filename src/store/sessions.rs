@@ -187,6 +187,41 @@ pub async fn end(
     Ok(db.execute(sql).await? == 1)
 }
 
+/// Up to `limit` live sessions of a user, newest first.
+pub async fn newest(
+    db: &mut Read,
+    user: UserId,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<SessionId>> {
+    let sql = sql!(
+        "SELECT id FROM sessions
+         WHERE user_id = $1 AND end_time IS NULL AND idle_expire_time > $2 AND expire_time > $2
+         ORDER BY id DESC LIMIT $3"
+    );
+    let sql = sql.bind(user).bind(now).bind(limit);
+    db.all(sql, |row| row.get("id")).await
+}
+
+/// Ends `last` and all live sessions older than it, in favour of a newer one; how many.
+pub async fn displace(
+    db: &mut Write,
+    user: UserId,
+    last: SessionId,
+    now: Timestamp,
+) -> Result<u64> {
+    let sql = sql!(
+        "UPDATE sessions SET end_time = $3, end_reason = $4, revision = revision + 1
+         WHERE user_id = $1 AND id <= $2 AND end_time IS NULL AND idle_expire_time > $3
+            AND expire_time > $3"
+    )
+    .bind(user)
+    .bind(last)
+    .bind(now)
+    .bind(EndReason::Displaced.name());
+    db.execute(sql).await
+}
+
 /// Which of a user's sessions to end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Which {

@@ -30,7 +30,17 @@ const MAX_WAITING: usize = 4096;
 pub struct Lane(mpsc::Sender<Caller>);
 
 /// Somebody who waits for the connection.
-type Caller = oneshot::Sender<Loan>;
+type Caller = oneshot::Sender<Result<Loan>>;
+
+/// What became of a batch, for each who was in it.
+#[derive(Clone)]
+enum Fate {
+    Committed,
+    /// It failed for everybody, perhaps because of somebody else.
+    TryAgain,
+    /// It failed, and nobody else was in it.
+    Failed(String),
+}
 
 /// The writing connection in one borrower's hands.
 pub struct Loan {
@@ -44,7 +54,7 @@ struct Return {
     /// Whether what was done is to stay.
     keep: bool,
     /// Who waits for the COMMIT; nobody if the borrower vanished.
-    answer: Option<oneshot::Sender<bool>>,
+    answer: Option<oneshot::Sender<Fate>>,
 }
 
 impl Lane {
@@ -60,7 +70,7 @@ impl Lane {
             return Err(Error::Unavailable("the writer has stopped".to_owned()));
         }
         // A caller is dropped only when the batch it was to join has failed.
-        loan.await.map_err(|_| Error::Conflict)
+        loan.await.map_err(|_| Error::Conflict)?
     }
 }
 
@@ -71,15 +81,20 @@ impl Loan {
             .ok_or_else(|| Error::broken("the loan was given back"))
     }
 
-    /// Gives the connection back and waits for the COMMIT of the batch; false if that failed and
-    /// nothing of the batch remains.
-    pub async fn finish(mut self, keep: bool) -> bool {
-        let (answer, committed) = oneshot::channel();
+    /// Gives the connection back and waits for the COMMIT of the batch; false if that failed,
+    /// nothing of the batch remains, and trying again may succeed.
+    pub async fn finish(mut self, keep: bool) -> Result<bool> {
+        let (answer, fate) = oneshot::channel();
         self.give_back(keep, Some(answer));
-        committed.await.unwrap_or(false)
+        match fate.await {
+            Ok(Fate::Committed) => Ok(true),
+            Ok(Fate::TryAgain) => Ok(false),
+            Ok(Fate::Failed(cause)) => Err(Error::Unavailable(cause)),
+            Err(_) => Err(Error::Unavailable("the writer has stopped".to_owned())),
+        }
     }
 
-    fn give_back(&mut self, keep: bool, answer: Option<oneshot::Sender<bool>>) {
+    fn give_back(&mut self, keep: bool, answer: Option<oneshot::Sender<Fate>>) {
         if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
             // If the lender is gone there is nobody left to give it to.
             let _ = back.send(Return {
@@ -114,6 +129,7 @@ async fn lend(
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::error!(%error, "cannot open the writing connection");
+                    let _ = first.send(Err(Error::Unavailable(error.to_string())));
                     continue;
                 }
             },
@@ -122,20 +138,26 @@ async fn lend(
         let mut answers = Vec::new();
         let outcome = batch(connection, first, &mut callers, limit, &mut answers).await;
         stats.batch(answers.len());
-        let committed = outcome.is_ok();
-        singly = if committed {
-            singly.saturating_sub(1)
-        } else {
-            singly.max(answers.len())
-        };
-        match outcome {
-            Ok(connection) => kept = Some(connection),
+        let fate = match outcome {
+            Ok(connection) => {
+                kept = Some(connection);
+                singly = singly.saturating_sub(1);
+                Fate::Committed
+            }
             // The connection is closed, which rolls the whole batch back.
-            Err(error) => tracing::error!(%error, "a batch of transactions failed"),
-        }
+            Err(error) => {
+                tracing::error!(%error, "a batch of transactions failed");
+                singly = singly.max(answers.len());
+                if answers.len() > 1 {
+                    Fate::TryAgain
+                } else {
+                    Fate::Failed(error.to_string())
+                }
+            }
+        };
         for answer in answers.into_iter().flatten() {
             // A borrower that has gone meanwhile needs no answer.
-            let _ = answer.send(committed);
+            let _ = answer.send(fate.clone());
         }
     }
 }
@@ -146,7 +168,7 @@ async fn batch(
     first: Caller,
     callers: &mut mpsc::Receiver<Caller>,
     limit: usize,
-    answers: &mut Vec<Option<oneshot::Sender<bool>>>,
+    answers: &mut Vec<Option<oneshot::Sender<Fate>>>,
 ) -> sqlx::Result<SqliteConnection> {
     let since = Instant::now();
     let (mut open, mut close) = ("BEGIN IMMEDIATE; SAVEPOINT body", "COMMIT");
@@ -158,11 +180,14 @@ async fn batch(
             connection: Some(connection),
             back: Some(back),
         };
-        let returned = match caller.send(loan) {
+        let returned = match caller.send(Ok(loan)) {
             Ok(()) => returned.await.map_err(|_| sqlx::Error::WorkerCrashed)?,
             // It gave up while waiting.
-            Err(mut unread) => Return {
-                connection: unread.connection.take().ok_or(sqlx::Error::WorkerCrashed)?,
+            Err(unread) => Return {
+                connection: unread
+                    .ok()
+                    .and_then(|mut loan| loan.connection.take())
+                    .ok_or(sqlx::Error::WorkerCrashed)?,
                 keep: false,
                 answer: None,
             },

@@ -1,7 +1,7 @@
 //! Counters of failed attempts.
 
 use super::{
-    db::{Read, Write},
+    db::Write,
     error::{Error, Result},
     sql::sql,
 };
@@ -15,20 +15,6 @@ pub async fn lock(db: &mut Write, key: &[u8]) -> Result<Counter> {
          RETURNING failures, last_time, next_time"
     );
     db.one(sql.bind(key), |row| {
-        let failures: i64 = row.get("failures")?;
-        Ok(Counter {
-            failures: u32::try_from(failures).map_err(Error::broken)?,
-            last_time: row.get("last_time")?,
-            next_time: row.get("next_time")?,
-        })
-    })
-    .await
-}
-
-/// The counter of a key, as it is.
-pub async fn find(db: &mut Read, key: &[u8]) -> Result<Option<Counter>> {
-    let sql = sql!("SELECT failures, last_time, next_time FROM throttles WHERE key = $1").bind(key);
-    db.optional(sql, |row| {
         let failures: i64 = row.get("failures")?;
         Ok(Counter {
             failures: u32::try_from(failures).map_err(Error::broken)?,

@@ -436,9 +436,15 @@ pub async fn signed_in(db: &mut Write, id: UserId, now: Timestamp) -> Result<boo
     Ok(db.execute(sql.bind(id).bind(now)).await? == 1)
 }
 
-/// Users whose time to be removed has come.
+/// Users whose time to be removed has come. Who still owns system accounts has to wait, so that
+/// somebody answers for those.
 pub async fn due_for_purge(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {
-    let sql = sql!("SELECT id FROM users WHERE purge_time <= $1 ORDER BY purge_time LIMIT $2");
+    let sql = sql!(
+        "SELECT id FROM users
+         WHERE purge_time <= $1
+            AND NOT EXISTS (SELECT 1 FROM system_accounts a WHERE a.owner_id = users.id)
+         ORDER BY purge_time LIMIT $2"
+    );
     db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
 }
 
@@ -452,10 +458,12 @@ pub async fn due_for_resume(db: &mut Read, now: Timestamp, limit: i64) -> Result
 /// Removes a user and everything that belongs to it but events. Still deleted and still due, or
 /// nothing happens.
 pub async fn purge(db: &mut Write, id: UserId, now: Timestamp) -> Result<bool> {
-    let sql = sql!("DELETE FROM users WHERE id = $1 AND purge_time <= $2")
-        .bind(id)
-        .bind(now);
-    if db.execute(sql).await? == 0 {
+    let sql = sql!(
+        "DELETE FROM users
+         WHERE id = $1 AND purge_time <= $2
+            AND NOT EXISTS (SELECT 1 FROM system_accounts a WHERE a.owner_id = users.id)"
+    );
+    if db.execute(sql.bind(id).bind(now)).await? == 0 {
         return Ok(false);
     }
     super::credentials::delete_all(db, id.into()).await?;

@@ -163,6 +163,27 @@ on_both_engines! {
         assert_eq!(made.credential.expect("set").expire_time, None);
     }
 
+    async fn no_secret_frees_itself(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&["scopes/accountd:credentials.update"]).await;
+        let expire_time = prost_types::Timestamp { seconds: server.now().seconds() + 600, nanos: 0 };
+        let limited = pb::Credential {
+            expire_time: Some(expire_time),
+            allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+            ..Default::default()
+        };
+        let made = create(&operator, new_secret(&account.name, limited)).await.expect("created");
+        let own = made.credential.expect("set");
+        let itself = server.client(&account.uid, &made.secret).await;
+        let freed = update(&itself, only_name(&own), &["expire_time", "allowed_cidrs"]).await.expect("no wider");
+        assert_eq!((freed.expire_time, freed.allowed_cidrs), (own.expire_time, own.allowed_cidrs.clone()));
+        let anywhere = pb::Credential { allowed_cidrs: vec!["0.0.0.0/0".to_owned()], ..only_name(&own) };
+        assert_eq!(fields_of(update(&itself, anywhere, &[]).await), ["credential.allowed_cidrs"]);
+        let freed = update(&operator, only_name(&own), &["expire_time"]).await.expect("by somebody else");
+        assert_eq!(freed.expire_time, None);
+    }
+
     async fn a_label_is_ones_own_and_limits_are_not(engine: Engine) {
         let server = engine.server().await;
         let (account, secret) = server.create_system_account(&[]).await;
@@ -234,9 +255,10 @@ on_both_engines! {
         let server = engine.server().await;
         let frontend = server.frontend().await;
         let alice = server.signed_in("alice").await;
-        let first = reset_code(&frontend, alice.name()).await.expect("a code");
-        let second = reset_code(&frontend, alice.name()).await.expect("another");
+        let second = reset_code(&frontend, alice.name()).await.expect("a code");
+        let first = reset_code(&frontend, alice.name()).await.expect("another in its place");
         let anonymous = server.anonymous().await;
+        assert_refused(redeem(&anonymous, &second, "an otter in the attic").await, Reason::InvalidCode);
         assert_refused(redeem(&anonymous, &first, "too short").await, Reason::PasswordRefused);
         let ended = redeem(&anonymous, &first, "an otter in the attic").await.expect("still good");
         assert_eq!(ended.ended_sessions, 1);

@@ -93,7 +93,7 @@ on_both_engines! {
         let key = keys.prepare_signing_key(pb::PrepareSigningKeyRequest::default()).await.expect("prepared").into_inner();
         keys.retire_signing_key(pb::RetireSigningKeyRequest { name: key.name, ..Default::default() }).await.expect("retired");
         let key = keys.prepare_signing_key(pb::PrepareSigningKeyRequest::default()).await.expect("prepared").into_inner();
-        server.advance_s(300);
+        server.advance_s(315);
         let operator = server.operator().await;
         let mut keys = operator.keys();
         keys.activate_signing_key(pb::ActivateSigningKeyRequest { name: key.name.clone(), ..Default::default() }).await.expect("activated");

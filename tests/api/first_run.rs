@@ -17,7 +17,9 @@ on_both_engines! {
         operator.users().list_users(pb::ListUsersRequest::default()).await.expect("may do everything");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&installation.data()), 0o700);
-        for file in ["master.key", "bootstrap.json"] {
+        let database = ["accountd.sqlite", "accountd.sqlite-wal"];
+        let database = database.iter().filter(|_| engine == Engine::Sqlite);
+        for file in ["master.key", "bootstrap.json"].iter().chain(database) {
             assert_eq!(mode(&installation.data().join(file)), 0o600, "{file}");
         }
         let account = operator.system_accounts();
@@ -70,19 +72,25 @@ on_both_engines! {
 async fn a_second_process_on_one_sqlite_folder_is_refused_in_one_line() {
     let installation = Installation::new(Engine::Sqlite).await;
     let process = installation.serve(&[]);
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--ops-listen",
-        "127.0.0.1:0",
-    ];
-    let (status, _, error) = installation.run(&arguments);
+    // Even where it could not listen either.
+    let address = process.address.to_string();
+    let (status, _, error) = installation.run(&["serve", "--listen", &address]);
     assert!(!status.success());
     let lines: Vec<&str> = error.lines().collect();
     let expected = "accountd: another accountd is running on accountd-data; SQLite serves one process, PostgreSQL many";
     assert_eq!(lines, [expected]);
     installation.bootstrap(&process).await;
+}
+
+#[tokio::test]
+async fn a_master_key_that_everybody_can_read_is_refused() {
+    let installation = Installation::new(Engine::Sqlite).await;
+    installation.serve(&[]).kill();
+    let key = installation.data().join("master.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("changed");
+    let (status, _, error) = installation.run(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(!status.success());
+    assert!(error.contains("can be read by everybody"), "{error}");
 }
 
 #[tokio::test]
@@ -95,7 +103,7 @@ async fn what_cannot_be_is_refused_in_one_line() {
     .expect("written");
     for (arguments, expected) in [
         (
-            &["serve", "--listen", "0.0.0.0:0"][..],
+            &["serve", "--listen", "203.0.113.1:0"][..],
             "can be reached from other machines",
         ),
         (

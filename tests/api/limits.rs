@@ -5,6 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 use accountd::{domain::error::Reason, grpc::pb};
 use rustls_pki_types::pem::PemObject as _;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -79,6 +80,39 @@ on_both_engines! {
         let call = client.client_streaming(tonic::Request::new(endless), path, codec);
         let outcome = tokio::time::timeout(Duration::from_secs(10), call).await.expect("in time");
         assert_refused(outcome, Reason::Deadline);
+    }
+
+    async fn a_request_that_is_not_there_yet_takes_nobody_s_place(engine: Engine) {
+        let server = engine.server_with(|config| config.limits.max_calls = 1).await;
+        let mut unfinished = JoinSet::new();
+        for path in ["/accountd.v1.SessionService/CreateSession", "/accountd.v1.UserService/GetUser"] {
+            let mut client = tonic::client::Grpc::new(server.anonymous().await.channel);
+            unfinished.spawn(async move {
+                client.ready().await.expect("ready");
+                let codec = tonic_prost::ProstCodec::<pb::CreateSessionRequest, pb::SignInResponse>::default();
+                let endless = tonic::codegen::tokio_stream::pending();
+                let path = path.parse().expect("a path");
+                client.client_streaming(tonic::Request::new(endless), path, codec).await
+            });
+        }
+        let anonymous = server.anonymous().await;
+        for _ in 0..20 {
+            anonymous.keys().get_jwks(pb::GetJwksRequest {}).await.expect("served");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        unfinished.abort_all();
+    }
+
+    async fn a_connection_has_an_age_that_no_stream_outlives(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.limits.max_connection_age_s = 1;
+            config.limits.drain_timeout_s = 1;
+        });
+        let server = server.await;
+        let mut health = HealthClient::new(server.anonymous().await.channel);
+        let mut watch = health.watch(HealthCheckRequest { service: String::new() }).await.expect("a stream").into_inner();
+        let end = async { while let Ok(Some(_)) = watch.message().await {} };
+        tokio::time::timeout(Duration::from_secs(10), end).await.expect("is cut");
     }
 
     async fn headers_have_a_limit(engine: Engine) {
@@ -182,6 +216,8 @@ on_both_engines! {
         let mut health = HealthClient::new(anonymous.channel.clone());
         let check = health.check(HealthCheckRequest { service: String::new() }).await;
         assert_eq!(check.expect("an answer").into_inner().status, 1, "SERVING");
+        let users = HealthCheckRequest { service: "accountd.v1.UserService".to_owned() };
+        assert_eq!(health.check(users).await.expect("an answer").into_inner().status, 1, "SERVING");
         let unknown = HealthCheckRequest { service: "x".to_owned() };
         assert_eq!(health.check(unknown).await.expect_err("unknown").code(), tonic::Code::NotFound);
         let get = async |path: &str| {

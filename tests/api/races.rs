@@ -203,9 +203,12 @@ on_both_engines! {
         }
         while calls.join_next().await.is_some() {}
         // What was left running finishes by itself.
-        while server.running.app.metrics.calls.get() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let idle = async {
+            while server.running.app.metrics.calls.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), idle).await.expect("nothing hangs");
         if let Some(url) = &server.config.database_url {
             assert_eq!(idle_in_transaction(&url.0).await, 0);
         }

@@ -299,11 +299,28 @@ on_both_engines! {
         assert_eq!(first.tokens.refresh_token, again.tokens.refresh_token, "one live leaf");
         again.actor.get_user("users/me").await.expect("a good token");
         assert_eq!(list(&first.actor, "users/me", true).await.len(), 1);
+        anonymous.refresh(&first.tokens.refresh_token).await.expect("rotated");
+        assert_refused(sign_in().await.map(drop), Reason::WrongState);
         let other = CreateSessionRequest { password: "a guess at the password".to_owned(), ..request.clone() };
         assert_refused(anonymous.sessions().create_session(other).await, Reason::InvalidCredentials);
         let revoke = pb::RevokeSessionRequest { name: first.tokens.session.clone(), ..Default::default() };
         first.actor.sessions().revoke_session(revoke).await.expect("ended");
         assert_refused(sign_in().await.map(drop), Reason::WrongState);
+    }
+
+    async fn of_too_many_sessions_the_oldest_ends(engine: Engine) {
+        let server = engine.server_with(|config| config.sessions.max_per_user = 2).await;
+        server.user("alice").await;
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            sessions.push(server.sign_in("alice").await);
+            server.advance_s(1);
+        }
+        assert_refused(sessions[0].actor.get_user("users/me").await, Reason::TokenRevoked);
+        assert_eq!(list(&sessions[1].actor, "users/me", false).await.len(), 2);
+        let ended = list(&sessions[2].actor, "users/me", true).await.remove(2);
+        assert_eq!(ended.revoke_reason, "displaced");
+        assert_eq!(server.events("session.displaced").await.len(), 1);
     }
 
     async fn validating_a_sign_in_signs_nobody_in(engine: Engine) {

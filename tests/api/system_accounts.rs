@@ -147,6 +147,22 @@ on_both_engines! {
         assert_out(&server, &account.uid, &secret).await;
     }
 
+    async fn an_account_authenticates_from_its_networks_only(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let anonymous = server.anonymous().await;
+        for (network, is_here) in [("203.0.113.0/24", false), ("127.0.0.1", true)] {
+            let edit = pb::SystemAccount {
+                name: account.name.clone(),
+                allowed_cidrs: vec![network.to_owned()],
+                ..Default::default()
+            };
+            update(&operator, edit, &[]).await.expect("set");
+            assert_eq!(anonymous.issue(&account.uid, &secret).await.is_ok(), is_here, "{network}");
+        }
+    }
+
     async fn lists_show_what_their_filters_say(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

@@ -249,6 +249,29 @@ on_both_engines! {
         server.anonymous().await.sign_in("alice", &password("alice")).await.expect("as before");
     }
 
+    async fn who_owns_system_accounts_is_not_purged(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (owner, heir) = (server.user("owner").await, server.user("heir").await);
+        let robot = pb::SystemAccount {
+            display_name: "robot".to_owned(),
+            owner: owner.name.clone(),
+            kind: pb::system_account::Kind::Service.into(),
+            ..Default::default()
+        };
+        let request = pb::CreateSystemAccountRequest { system_account: Some(robot), ..Default::default() };
+        let robot = operator.system_accounts().create_system_account(request).await.expect("created").into_inner();
+        delete(&operator, &owner.name).await.expect("deleted");
+        server.advance_s(31 * 24 * 3600);
+        let operator = server.operator().await;
+        jobs::sweep(&server.running.app).await.expect("swept");
+        operator.get_user(&owner.name).await.expect("still answers for the robot");
+        let request = pb::TransferSystemAccountRequest { name: robot.name, owner: heir.name, ..Default::default() };
+        operator.system_accounts().transfer_system_account(request).await.expect("transferred");
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_refused(operator.get_user(&owner.name).await, Reason::NotFound);
+    }
+
     async fn an_account_ends_at_its_expiry_without_any_job(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;

@@ -31,7 +31,6 @@ const MODULES: [(&str, &[&str]); 4] = [
             "env",
             "grpc",
             "http",
-            "listener",
             "telemetry",
         ],
     ),
