@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::Mode;
 use serde_json::json;
 
 use crate::{
@@ -233,7 +234,8 @@ fn require_private(path: &Path) -> Result<(), String> {
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?
         .permissions()
         .mode();
-    if mode & 0o007 == 0 {
+    let others = Mode::from_raw_mode(mode) & Mode::RWXO;
+    if others.is_empty() {
         return Ok(());
     }
     Err(format!(

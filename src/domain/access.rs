@@ -114,6 +114,14 @@ impl Caller {
         self.principal().map(|principal| principal.id)
     }
 
+    /// The session of the call's own token, of people.
+    pub fn session(&self) -> Option<SessionId> {
+        match self.principal()?.proof {
+            Proof::Session(id) => Some(id),
+            Proof::Credential(_) => None,
+        }
+    }
+
     pub fn holds(&self, scope: &str) -> bool {
         self.principal()
             .is_some_and(|principal| principal.holds(scope))

@@ -171,7 +171,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         }
         let id = call.user("name", &request.name)?;
         let mut db = call.db().read().await?;
-        let user = find_user(&mut db, id).await?;
+        let user = users::get(&mut db, id).await?;
         let has_second_factor = credentials::has_second_factor(&mut db, id)
             .await
             .map_err(Error::from)?;
@@ -191,11 +191,9 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (Some(old), Some(new)) = (old, new) else {
             return Err(Error::internal("checked above").into());
         };
-        let session = match call.caller.principal().map(|principal| principal.proof) {
-            Some(Proof::Session(session)) => session,
-            // The policy admits the user alone, and users have sessions.
-            _ => return Err(Error::internal("a user without a session").into()),
-        };
+        // The policy admits the user alone, and users have sessions.
+        let session = call.caller.session();
+        let session = session.ok_or_else(|| Error::internal("a user without a session"))?;
         let attempt = Attempt {
             whose: Whose::User(id),
             password: old,
@@ -257,7 +255,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let expire_time = call.now.plus_s(lifetime_s);
         let response = mutate!(call, |tx| {
             let user = match &request.account {
-                Some(Account::Name(name)) => find_user(tx, call.user("name", name)?).await?,
+                Some(Account::Name(name)) => users::get(tx, call.user("name", name)?).await?,
                 Some(Account::Identifier(typed)) => find_identified(tx, typed).await?,
                 None => return Err(Error::field("name", "or `identifier` is required")),
             };
@@ -287,7 +285,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (digest, owner) = secrets::reset_code(&call, &request.code).await?;
         let PasswordOwner { id, password, .. } = owner;
         let mut db = call.db().read().await?;
-        let user = find_user(&mut db, id).await?;
+        let user = users::get(&mut db, id).await?;
         let has_second_factor = credentials::has_second_factor(&mut db, id)
             .await
             .map_err(Error::from)?;
@@ -354,7 +352,7 @@ async fn create_password(
         });
     }
     let mut db = call.db().read().await?;
-    let user = find_user(&mut db, id).await?;
+    let user = users::get(&mut db, id).await?;
     let has_second_factor = credentials::has_second_factor(&mut db, id).await?;
     drop(db);
     let mut fields = Fields::new();
@@ -482,12 +480,6 @@ async fn find_for_change(
     call.require_power_over(tx, account).await?;
     convert::require_etag(etag, credential.revision, credential.name())?;
     Ok(credential)
-}
-
-async fn find_user(db: &mut Read, id: UserId) -> Result<User> {
-    users::find(db, id)
-        .await?
-        .ok_or_else(|| Error::not_found(id.to_string()))
 }
 
 async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {

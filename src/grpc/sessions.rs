@@ -15,7 +15,6 @@ use super::{
 use crate::{
     app::App,
     domain::{
-        access::Proof,
         account::Lifecycle,
         error::{Error, Fields, Reason, Result},
         name::{AccountId, CredentialId, SessionId, UserId},
@@ -144,7 +143,7 @@ impl pb::session_service_server::SessionService for Sessions {
         let context = call.page_context(&[&parent, &ended]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let mut db = call.db().read().await?;
-        require_user(&mut db, user).await?;
+        users::get(&mut db, user).await?;
         let rows = sessions::list(
             &mut db,
             user,
@@ -204,10 +203,10 @@ impl pb::session_service_server::SessionService for Sessions {
                 Some(CredentialId(id))
             }
         };
-        let except = own_session(&call).filter(|_| request.except_current);
+        let except = call.caller.session().filter(|_| request.except_current);
         let which = Which { credential, except };
         let response = mutate!(call, |tx| {
-            require_user(tx, user).await?;
+            users::get(tx, user).await?;
             call.require_power_over(tx, user.into()).await?;
             let count = sessions::end_all(tx, user, which, call.now, EndReason::Revoked).await?;
             let event = call.event().about_account(user).detail("count", count);
@@ -462,23 +461,10 @@ async fn find(db: &mut Read, user: UserId, id: SessionId) -> Result<Session> {
     sessions::find(db, user, id).await?.ok_or_else(missing)
 }
 
-async fn require_user(db: &mut Read, id: UserId) -> Result<()> {
-    let user = users::find(db, id).await?;
-    user.map(drop)
-        .ok_or_else(|| Error::not_found(id.to_string()))
-}
-
 fn session_name(call: &Call, field: &str, name: &str) -> Result<(UserId, SessionId)> {
     match call.child(field, name, "sessions")? {
         (AccountId::User(user), id) => Ok((user, SessionId(id))),
         (AccountId::System(_), _) => Err(Error::field(field, "must be users/{uid}/sessions/{id}")),
-    }
-}
-
-fn own_session(call: &Call) -> Option<SessionId> {
-    match call.caller.principal()?.proof {
-        Proof::Session(id) => Some(id),
-        Proof::Credential(_) => None,
     }
 }
 
@@ -518,6 +504,6 @@ fn shown(session: &Session, call: &Call) -> pb::Session {
             .ended
             .map_or("", |(_, reason)| reason.name())
             .to_owned(),
-        current: own_session(call) == Some(session.id),
+        current: call.caller.session() == Some(session.id),
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         credentials::{self, Kept},
-        db::{Read, Write},
+        db::Write,
         events, sessions,
         users::{self, Cursor, IdentifierKind, Order, Query},
     },
@@ -99,7 +99,7 @@ impl pb::user_service_server::UserService for Users {
     async fn get_user(&self, request: Request<pb::GetUserRequest>) -> Reply<pb::User> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let id = call.user("name", &request.name)?;
-        let user = find(&mut call.db().read().await?, id).await?;
+        let user = users::get(&mut call.db().read().await?, id).await?;
         Ok(Response::new(shown(&user, &call)))
     }
 
@@ -307,15 +307,9 @@ impl pb::user_service_server::UserService for Users {
     }
 }
 
-async fn find(db: &mut Read, id: UserId) -> Result<User> {
-    users::find(db, id)
-        .await?
-        .ok_or_else(|| Error::not_found(id.to_string()))
-}
-
 /// The user as it is, for a caller who may change it and knows its present state.
 async fn find_for_change(tx: &mut Write, call: &Call, id: UserId, etag: &str) -> Result<User> {
-    let user = find(tx, id).await?;
+    let user = users::get(tx, id).await?;
     call.require_power_over(tx, id.into()).await?;
     convert::require_etag(etag, user.revision, id)?;
     Ok(user)

@@ -59,6 +59,13 @@ pub async fn find(db: &mut Read, id: UserId) -> Result<Option<User>> {
     db.optional(sql, user).await
 }
 
+/// The user, or NOT_FOUND.
+pub async fn get(db: &mut Read, id: UserId) -> error::Result<User> {
+    find(db, id)
+        .await?
+        .ok_or_else(|| Error::not_found(id.to_string()))
+}
+
 /// How many users one statement finds.
 pub const FIND_ALL: usize = 20;
 
