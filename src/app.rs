@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     domain::{keyring::Keyring, master_key::Keys},
     env::{Clock, Random},
-    grpc::call::Call,
+    grpc::{body::Intake, call::Call},
     hasher::Hasher,
     store::db::Db,
     telemetry::Metrics,
@@ -32,6 +32,8 @@ pub struct App {
     /// The second in which the keys were last read because of an unknown one.
     pub unknown_key_s: AtomicI64,
     pub metrics: Metrics,
+    /// What requests may take while they are being received.
+    pub intake: Arc<Intake>,
     pub proxies: Vec<IpNet>,
     /// This process among others on the same database.
     pub instance: Uuid,
@@ -65,6 +67,7 @@ impl App {
         Ok(Self {
             proxies: config.proxies()?,
             metrics: Metrics::new(&hasher, db.stats()),
+            intake: Intake::new(config.limits.max_received_bytes),
             instance: random.uuid(clock.now()),
             keyring: ArcSwap::from_pointee(keyring),
             keyring_reader: tokio::sync::Mutex::default(),

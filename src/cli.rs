@@ -192,6 +192,15 @@ fn environment() -> Environment {
 fn runtime() -> Result<tokio::runtime::Runtime, String> {
     // Whatever this program writes is for its own user: the database, its log, keys.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // A connection is a file, and by default there may be fewer files than connections.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let files = rustix::process::Rlimit {
+        current: files.maximum,
+        ..files
+    };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, files) {
+        tracing::warn!(%error, "cannot open as many files as allowed");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -132,6 +132,8 @@ section! {
         max_calls: usize = 4_096,
         /// Bytes of one request.
         max_message_bytes: usize = 256 * 1024,
+        /// Bytes of all requests that are being received; one network gets a quarter of them.
+        max_received_bytes: usize = 64 * 1024 * 1024,
         /// Bytes of the headers of one request.
         max_header_bytes: u32 = 16 * 1024,
         /// Seconds for a TLS handshake.

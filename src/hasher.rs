@@ -6,7 +6,7 @@
 //! Invariant: memory is lanes × cost whatever arrives, and a client that goes away frees no lane.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use crate::{
     domain::{
         error::{Error, Reason, Result},
+        name::AccountId,
         password::{self, Cost, Memory, Password, PasswordHash},
     },
     env::Random,
@@ -60,6 +61,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Places taken, of accounts that are known.
+    by_account: HashMap<AccountId, usize>,
     closed: bool,
 }
 
@@ -88,13 +91,29 @@ enum Answer {
 }
 
 /// A place in the queue.
-pub struct Ticket(Arc<Shared>);
+pub struct Ticket {
+    shared: Arc<Shared>,
+    /// Whose it is, where that is known.
+    account: Option<AccountId>,
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.stats.waiting.fetch_sub(1, Relaxed);
+        self.shared.stats.waiting.fetch_sub(1, Relaxed);
+        if let Some(account) = self.account {
+            let mut lock = self.shared.lock();
+            if let Some(places) = lock.by_account.get_mut(&account) {
+                *places -= 1;
+                if *places == 0 {
+                    lock.by_account.remove(&account);
+                }
+            }
+        }
     }
 }
+
+/// Most places of one account, so that nobody fills the queue alone.
+const MAX_PER_ACCOUNT: usize = 8;
 
 impl Hasher {
     /// Starts the lanes; `lanes` 0 means one per core. Computes one hash to know what it takes.
@@ -160,10 +179,25 @@ impl Hasher {
 
     /// A place in the queue, unless the wait would outlast the patience of the server or the
     /// caller's `deadline`: then OVERLOADED, at once, with the time after which to try again.
-    pub fn admit(&self, deadline: Instant) -> Result<Ticket> {
+    pub fn admit(&self, deadline: Instant, account: Option<AccountId>) -> Result<Ticket> {
         let stats = &self.shared.stats;
+        if let Some(account) = account {
+            let mut queue = self.shared.lock();
+            let places = queue.by_account.entry(account).or_default();
+            if *places >= MAX_PER_ACCOUNT {
+                stats.refused.fetch_add(1, Relaxed);
+                return Err(Error::Exhausted {
+                    reason: Reason::Overloaded,
+                    retry_after: self.wait(MAX_PER_ACCOUNT.max(self.lanes)),
+                });
+            }
+            *places += 1;
+        }
         let ahead = stats.waiting.fetch_add(1, Relaxed);
-        let ticket = Ticket(Arc::clone(&self.shared));
+        let ticket = Ticket {
+            shared: Arc::clone(&self.shared),
+            account,
+        };
         let wait = self.wait(ahead);
         let patience = deadline
             .saturating_duration_since(Instant::now())
@@ -304,7 +338,7 @@ fn micros(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::env::SystemRandom;
+    use crate::{domain::name::UserId, env::SystemRandom};
 
     const CHEAP: Cost = Cost {
         memory_kib: 1024,
@@ -326,9 +360,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nobody_fills_the_queue_alone() {
+        let hasher = hasher(1, Duration::from_hours(1));
+        let account = |id| Some(AccountId::User(UserId(uuid::Uuid::from_u128(id))));
+        let taken: Vec<Ticket> = (0..MAX_PER_ACCOUNT)
+            .map(|_| hasher.admit(soon(), account(1)).expect("a place"))
+            .collect();
+        assert!(hasher.admit(soon(), account(1)).is_err());
+        assert!(hasher.admit(soon(), account(2)).is_ok());
+        drop(taken);
+        assert!(hasher.admit(soon(), account(1)).is_ok());
+        assert!(hasher.shared.lock().by_account.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_hash_verifies_its_own_password_and_nothing_verifies_without_one() {
         let hasher = hasher(2, Duration::from_secs(5));
-        let admit = || hasher.admit(soon()).expect("idle");
+        let admit = || hasher.admit(soon(), None).expect("idle");
         let hash = hasher
             .hash(admit(), password("right"))
             .await
@@ -352,15 +400,15 @@ mod tests {
         let hasher = hasher(1, Duration::from_secs(5));
         hasher.shared.typical_us.store(1_000_000, Relaxed);
         let places: Vec<Ticket> = (0..6)
-            .map(|_| hasher.admit(soon()).expect("5 s at most"))
+            .map(|_| hasher.admit(soon(), None).expect("5 s at most"))
             .collect();
-        let refusal = hasher.admit(soon()).err().expect("6 s");
+        let refusal = hasher.admit(soon(), None).err().expect("6 s");
         assert!(matches!(
             refusal,
             Error::Exhausted { reason: Reason::Overloaded, retry_after } if retry_after == Duration::from_secs(6)
         ));
         drop(places);
-        assert!(hasher.admit(soon()).is_ok());
+        assert!(hasher.admit(soon(), None).is_ok());
         assert_eq!(hasher.stats().refused.load(Relaxed), 1);
     }
 
@@ -368,10 +416,10 @@ mod tests {
     async fn a_deadline_counts_like_the_patience_of_the_server() {
         let hasher = hasher(1, Duration::from_secs(5));
         hasher.shared.typical_us.store(1_000_000, Relaxed);
-        let _first = hasher.admit(soon()).expect("idle");
+        let _first = hasher.admit(soon(), None).expect("idle");
         assert!(
             hasher
-                .admit(Instant::now() + Duration::from_millis(500))
+                .admit(Instant::now() + Duration::from_millis(500), None)
                 .is_err()
         );
     }
@@ -379,7 +427,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_goes_away_frees_no_lane() {
         let hasher = hasher(1, Duration::from_secs(5));
-        let job = hasher.hash(hasher.admit(soon()).expect("idle"), password("x"));
+        let job = hasher.hash(hasher.admit(soon(), None).expect("idle"), password("x"));
         // Asked once, which queues it, and then dropped.
         let mut job = Box::pin(job);
         let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(job.as_mut().poll(cx))).await;

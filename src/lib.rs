@@ -54,7 +54,7 @@
 //!   [`domain::token::Standing`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when: [`store`], `store/sqlite.rs`
-//! - what a stranger can cost: [`listener`], [`grpc::layer`], [`hasher`]
+//! - what a stranger can cost: [`listener`], [`grpc::body`], [`grpc::layer`], [`hasher`]
 
 pub mod domain;
 pub mod store;

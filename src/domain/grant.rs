@@ -92,6 +92,19 @@ pub fn held(grants: &[Grant], now: Timestamp) -> Held {
     held
 }
 
+/// When the first of a permission's scopes is no longer held; `None` if each is held without end.
+pub fn end_of(grants: &[Grant], permission: &Permission, now: Timestamp) -> Option<Timestamp> {
+    let last_end = |scope: &str| {
+        let mut ends = grants
+            .iter()
+            .filter(|grant| grant.is_in_effect(now) && grant.permission.scopes().contains(&scope))
+            .map(|grant| grant.expire_time.unwrap_or(Timestamp::MAX));
+        ends.by_ref().max().unwrap_or(now)
+    };
+    let first = permission.scopes().into_iter().map(last_end).min();
+    first.filter(|end| *end != Timestamp::MAX)
+}
+
 /// What a principal holds or is going to hold: whoever has power over it now has that, too.
 pub fn held_or_to_come(grants: &[Grant], now: Timestamp) -> Vec<String> {
     let live = grants
@@ -122,6 +135,23 @@ mod tests {
             start_time: start.map(|s| NOW.plus_s(s)),
             expire_time: end.map(|s| NOW.plus_s(s)),
         }
+    }
+
+    #[test]
+    fn what_is_held_ends_with_the_last_grant_of_it() {
+        let grants = [
+            grant("scopes/accountd:users.read", None, Some(5)),
+            grant("scopes/accountd:users.read", None, Some(9)),
+            grant("scopes/accountd:keys.read", None, None),
+            grant("scopes/accountd:keys.read", None, Some(3)),
+        ];
+        let end = |permission| {
+            let permission = Permission::parse(permission).expect("exists");
+            end_of(&grants, &permission, NOW)
+        };
+        assert_eq!(end("scopes/accountd:users.read"), Some(NOW.plus_s(9)));
+        assert_eq!(end("scopes/accountd:keys.read"), None);
+        assert_eq!(end("roles/auditor"), Some(NOW), "not all of it is held");
     }
 
     #[test]

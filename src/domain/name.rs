@@ -32,6 +32,14 @@ pub fn uuid(text: &str) -> Option<Uuid> {
     canonical.then(|| Uuid::try_parse(text).ok()).flatten()
 }
 
+/// A UUID that somebody chose for a new account: of a version that exists, so neither nil, which stands
+/// for nobody, nor max.
+pub fn chosen_uuid(text: &str) -> Result<Uuid, String> {
+    uuid(text)
+        .filter(|uuid| (1..=8).contains(&uuid.get_version_num()))
+        .ok_or_else(|| "must be a UUID in lower case".to_owned())
+}
+
 /// UUID version 7 (RFC 9562 section 5.7): ids made later sort later.
 pub fn new_uuid(now: Timestamp, random: [u8; 10]) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(now.millis(), &random).into_uuid()

@@ -1,6 +1,6 @@
 //! Addresses: where an account may call from, and which network a call is counted for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -51,7 +51,7 @@ pub fn client(peer: IpAddr, forwarded: &[&str], proxies: &[IpNet]) -> IpAddr {
         return peer;
     }
     let hops = forwarded.iter().flat_map(|value| value.split(','));
-    let hops: Vec<Option<IpAddr>> = hops.map(|hop| hop.trim().parse().ok()).collect();
+    let hops: Vec<Option<IpAddr>> = hops.map(|hop| parse_hop(hop.trim())).collect();
     let mut client = peer;
     for hop in hops.into_iter().rev() {
         // What cannot be read, and all before it, was not written by a proxy of ours.
@@ -62,6 +62,15 @@ pub fn client(peer: IpAddr, forwarded: &[&str], proxies: &[IpNet]) -> IpAddr {
         }
     }
     canonical(client)
+}
+
+/// An address as proxies write it: alone, in brackets, or with a port.
+fn parse_hop(text: &str) -> Option<IpAddr> {
+    let inside = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let address = inside.unwrap_or(text).parse().ok();
+    address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))
 }
 
 /// Whether only this machine can reach an address.
@@ -119,5 +128,8 @@ mod tests {
         );
         assert_eq!(client("10.0.0.1", &["6.6.6.6, junk"]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["203.0.113.9:5678"]), "203.0.113.9");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]"]), "2001:db8::1");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]:5678"]), "2001:db8::1");
     }
 }

@@ -187,9 +187,9 @@ mod tests {
     #[test]
     fn a_key_signs_only_after_everybody_knows_it() {
         let mut fresh = key(State::Prepared);
-        let error = fresh.activate(NOW.plus_s(299), 300).expect_err("too fresh");
+        let error = fresh.activate(NOW.plus_s(314), 300).expect_err("too fresh");
         assert_eq!(error.reason(), Reason::KeyTooFresh);
-        assert!(fresh.activate(NOW.plus_s(300), 300).is_ok());
+        assert!(fresh.activate(NOW.plus_s(315), 300).is_ok());
         assert_eq!(fresh.state, State::Active);
     }
 
@@ -197,7 +197,7 @@ mod tests {
     fn only_a_prepared_key_is_activated_or_withdrawn() {
         for state in [State::Active, State::Retired, State::Revoked] {
             assert!(
-                key(state).activate(NOW.plus_s(300), 300).is_err(),
+                key(state).activate(NOW.plus_s(315), 300).is_err(),
                 "{state:?}"
             );
             assert!(key(state).withdraw(NOW).is_err(), "{state:?}");

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     name::AccountId,
+    password::PasswordHash,
     secret::{self, Kind, Secret},
     time::Timestamp,
 };
@@ -130,7 +131,8 @@ impl Rule {
     }
 }
 
-/// Proves that a device was used by an account before, and nothing else (device cookie).
+/// Proves that a device was used by an account before, with the password it still has, and nothing
+/// else (device cookie).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownDevice {
     pub id: Uuid,
@@ -139,15 +141,21 @@ pub struct KnownDevice {
 }
 
 impl KnownDevice {
-    pub fn token(&self, key: &hmac::Key) -> Secret {
+    pub fn token(&self, password: &PasswordHash, key: &hmac::Key) -> Secret {
         let head = self.head();
-        let mac = hmac::sign(key, &self.signed(&head));
+        let mac = hmac::sign(key, &self.signed(&head, password));
         Secret::new(Kind::DeviceToken, &[&head[..], mac.as_ref()].concat())
     }
 
-    /// The device of `account` that a token names; `None` for any other account, a token whose time
-    /// is over, or one that is not ours.
-    pub fn parse(text: &str, account: AccountId, key: &hmac::Key, now: Timestamp) -> Option<Self> {
+    /// The device of `account` that a token names; `None` for any other account or password, a token
+    /// whose time is over, or one that is not ours.
+    pub fn parse(
+        text: &str,
+        account: AccountId,
+        password: &PasswordHash,
+        key: &hmac::Key,
+        now: Timestamp,
+    ) -> Option<Self> {
         let token = Secret::parse(Kind::DeviceToken, text)?;
         let (id, rest) = token.body().split_first_chunk::<16>()?;
         let (expire_time, mac) = rest.split_first_chunk::<8>()?;
@@ -156,7 +164,7 @@ impl KnownDevice {
             account,
             expire_time: Timestamp::from_seconds(i64::from_be_bytes(*expire_time)),
         };
-        let expected = hmac::sign(key, &device.signed(&device.head()));
+        let expected = hmac::sign(key, &device.signed(&device.head(), password));
         (secret::equal(expected.as_ref(), mac) && now < device.expire_time).then_some(device)
     }
 
@@ -167,8 +175,15 @@ impl KnownDevice {
         head
     }
 
-    fn signed(&self, head: &[u8; 24]) -> Vec<u8> {
-        [&head[..], self.account.to_string().as_bytes()].concat()
+    fn signed(&self, head: &[u8; 24], password: &PasswordHash) -> Vec<u8> {
+        let account = self.account.to_string();
+        [
+            &head[..],
+            account.as_bytes(),
+            &[0],
+            password.as_str().as_bytes(),
+        ]
+        .concat()
     }
 }
 
@@ -246,13 +261,17 @@ mod tests {
             account: alice,
             expire_time: NOW.plus_s(10),
         };
-        let text = device.token(&key).text();
-        assert_eq!(KnownDevice::parse(&text, alice, &key, NOW), Some(device));
-        assert_eq!(KnownDevice::parse(&text, bob, &key, NOW), None);
-        assert_eq!(KnownDevice::parse(&text, alice, &key, NOW.plus_s(10)), None);
+        let hash = |text: &str| PasswordHash::from_stored(text.to_owned());
+        let (old, new) = (hash("old"), hash("new"));
+        let text = device.token(&old, &key).text();
+        let parse = |account, hash, key, now| KnownDevice::parse(&text, account, hash, key, now);
+        assert_eq!(parse(alice, &old, &key, NOW), Some(device));
+        assert_eq!(parse(bob, &old, &key, NOW), None);
+        assert_eq!(parse(alice, &new, &key, NOW), None);
+        assert_eq!(parse(alice, &old, &key, NOW.plus_s(10)), None);
         let other = hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]);
-        assert_eq!(KnownDevice::parse(&text, alice, &other, NOW), None);
-        assert_eq!(KnownDevice::parse("addt_x_y", alice, &key, NOW), None);
+        assert_eq!(parse(alice, &old, &other, NOW), None);
+        assert_eq!(KnownDevice::parse("addt_x_y", alice, &old, &key, NOW), None);
     }
 
     #[test]

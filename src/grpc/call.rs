@@ -22,7 +22,7 @@ use crate::{
         access::{self, Access, Caller, Policy, Principal},
         error::{Error, Reason, Result},
         event::{Actor, Event},
-        grant,
+        grant::{self, Permission},
         name::{self, AccountId, EventId, SystemAccountId, UserId},
         page, secret,
         time::Timestamp,
@@ -71,6 +71,8 @@ pub struct Call {
     rpc: &'static str,
     event: &'static str,
     pub caller: Caller,
+    /// The caller's token.
+    claims: Option<Claims>,
     /// Why a token that came with a public call was not believed.
     doubt: Option<Reason>,
     actor: Actor,
@@ -107,7 +109,11 @@ impl Call {
             ..Self::system(app, policy.event)
         };
         match call.authenticate(&metadata).await {
-            Ok(caller) => call.caller = caller,
+            Ok(claims) => {
+                let principal = claims.clone().map(Principal::new);
+                call.caller = principal.map_or(Caller::Anonymous, Caller::Account);
+                call.claims = claims;
+            }
             Err(Error::Unauthenticated(reason)) if policy.access == Access::Public => {
                 call.doubt = Some(reason);
             }
@@ -129,6 +135,7 @@ impl Call {
             rpc: "",
             event,
             caller: Caller::Anonymous,
+            claims: None,
             doubt: None,
             actor: Actor::Accountd,
             now: app.clock.now(),
@@ -173,8 +180,45 @@ impl Call {
         if self.caller.account() == Some(target) && matches!(target, AccountId::User(_)) {
             return Ok(());
         }
+        self.require_full_power_over(db, target).await
+    }
+
+    /// The same without an exception for one's own account: for what gives a token more than it has.
+    pub async fn require_full_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {
         let grants = grants::list_all(db, target).await?;
         access::require_power_over(&self.caller, &grant::held_or_to_come(&grants, self.now))
+    }
+
+    /// Refuses unless the caller still holds what it hands out or takes back, for at least as long:
+    /// a token is older than the grants are.
+    pub async fn require_grants(
+        &self,
+        db: &mut Read,
+        permission: &Permission,
+        until: Option<Timestamp>,
+    ) -> Result<()> {
+        let caller = self.caller.account();
+        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
+        let own = grants::list_all(db, caller).await?;
+        let held = grant::held(&own, self.now).scopes;
+        if let Some(scope) = permission
+            .scopes()
+            .into_iter()
+            .find(|scope| !held.iter().any(|held| held == scope))
+        {
+            let scopes = vec![scope.to_owned()];
+            return Err(Error::Denied {
+                reason: Reason::ScopeNotHeld,
+                scopes,
+            });
+        }
+        match grant::end_of(&own, permission, self.now) {
+            Some(end) if until.is_none_or(|until| until > end) => {
+                let text = format!("must not be later than the end of what you hold: {end}");
+                Err(Error::field("grant.expire_time", text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The event of this RPC; to be told what it is about, and appended in the transaction.
@@ -309,12 +353,25 @@ impl Call {
         Err(Error::Unauthenticated(Reason::TokenRevoked))
     }
 
-    /// Who calls: nobody without a token, with one the account it is for.
-    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller> {
+    /// For `mutate!`: refuses a caller whose session, credential or account has come to an end since
+    /// the call entered, so that nothing that was under way outlives it.
+    pub async fn require_standing(&self, db: &mut Read) -> Result<()> {
+        let Some(claims) = &self.claims else {
+            return Ok(());
+        };
+        let standing = tokens::standing(db, claims).await?;
+        if standing.is_some_and(|standing| standing.bears(claims, self.now)) {
+            return Ok(());
+        }
+        Err(Error::Unauthenticated(Reason::TokenRevoked))
+    }
+
+    /// What the caller's token says; nothing without one.
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Option<Claims>> {
         let invalid = || Error::Unauthenticated(Reason::TokenInvalid);
         let mut values = metadata.get_all("authorization").iter();
         let Some(value) = values.next() else {
-            return Ok(Caller::Anonymous);
+            return Ok(None);
         };
         let text = value
             .to_str()
@@ -329,7 +386,7 @@ impl Call {
         if claims.aud != OWN_AUDIENCE {
             return Err(invalid());
         }
-        Ok(Caller::Account(Principal::new(claims)))
+        Ok(Some(claims))
     }
 
     fn request_id(&self, message: &impl Inbound) -> Result<Option<RequestId>> {
@@ -344,7 +401,10 @@ impl Call {
             rpc: self.rpc,
             request_id,
         };
-        let body_mac = hmac::sign(&self.app.keys.request_bodies, &message.encode_to_vec());
+        // What a caller may see of the answer depends on its scopes, so they are part of what is asked.
+        let scopes = self.claims.as_ref().map_or("", |claims| &claims.scope);
+        let asked = [scopes.as_bytes(), &[0], &message.encode_to_vec()].concat();
+        let body_mac = hmac::sign(&self.app.keys.request_bodies, &asked);
         Ok(Some(RequestId {
             key,
             body_mac: body_mac.as_ref().to_vec(),
@@ -357,13 +417,14 @@ fn text(metadata: &MetadataMap, name: &str) -> String {
     value.unwrap_or_default().to_owned()
 }
 
-/// Runs a mutation: as `transact!`, but a retry gets its first answer, the answer of a first attempt
+/// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its first answer, the answer of a first attempt
 /// is recorded for retries, and `validate_only` rolls everything back.
 macro_rules! mutate {
     ($call:expr, |$tx:ident| $body:block) => {
         $crate::store::transact!(
             $call.attempts($crate::store::db::Isolation::Serializable),
             attempts | $tx | {
+                $call.require_standing($tx).await?;
                 match $call.replay($tx).await? {
                     Some(first) => first,
                     None => {

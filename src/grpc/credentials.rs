@@ -57,6 +57,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         }
         let parent = call.account("parent", &request.parent)?;
         let mut input = request.credential.unwrap_or_default();
+        require_to_manage(&call, parent)?;
         let response = match input.detail.take() {
             Some(Detail::Password(password)) => {
                 create_password(&call, parent, &input, password.value).await?
@@ -111,6 +112,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let input = request.credential.unwrap_or_default();
         let (account, id) = call.child("credential.name", &input.name, "credentials")?;
         let id = CredentialId(id);
+        require_to_manage(&call, account)?;
         let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
             is_set(path, &input)
         })?;
@@ -144,6 +146,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let (account, id) = call.child("name", &request.name, "credentials")?;
         let id = CredentialId(id);
+        require_to_manage(&call, account)?;
         mutate!(call, |tx| {
             let credential = find_for_change(tx, &call, account, id, &request.etag).await?;
             credentials::delete(tx, account, id).await?;
@@ -205,7 +208,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
             credential, hash, ..
         } = secrets::password(&call, attempt).await?;
         let hasher = &call.app().hasher;
-        let new = hasher.hash(hasher.admit(call.deadline)?, new).await?;
+        let ticket = hasher.admit(call.deadline, Some(id.into()))?;
+        let new = hasher.hash(ticket, new).await?;
         let response = mutate!(call, |tx| {
             let password = find(tx, id.into(), credential).await?;
             convert::require_etag(&request.etag, password.revision, password.name())?;
@@ -261,7 +265,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             };
             user.lifecycle
                 .require(&[State::Active], user.id, call.now)?;
-            call.require_power_over(tx, user.id.into()).await?;
+            call.require_full_power_over(tx, user.id.into()).await?;
             // One at a time: a lost code is good for nobody once there is another.
             password_resets::delete_all(tx, user.id).await?;
             password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;
@@ -303,7 +307,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
         fields.finish()?;
         let new = new.ok_or_else(|| Error::internal("checked above"))?;
         let hasher = &call.app().hasher;
-        let new = hasher.hash(hasher.admit(call.deadline)?, new).await?;
+        let ticket = hasher.admit(call.deadline, Some(id.into()))?;
+        let new = hasher.hash(ticket, new).await?;
         let response = mutate!(call, |tx| {
             let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
             if redeemed != Some(user.id) || !is_active(tx, user.id, call.now).await? {
@@ -334,6 +339,17 @@ impl pb::credential_service_server::CredentialService for Credentials {
     }
 }
 
+/// Looking after people is not looking after machines: their secrets need the scope for changing them
+/// as well.
+fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
+    match account {
+        AccountId::System(_) if call.caller.account() != Some(account) => {
+            call.require("system_accounts.update")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A person's first password, which only the person sets (ASVS 6.4.6).
 async fn create_password(
     call: &Call,
@@ -354,7 +370,13 @@ async fn create_password(
     let mut db = call.db().read().await?;
     let user = users::get(&mut db, id).await?;
     let has_second_factor = credentials::has_second_factor(&mut db, id).await?;
+    let has_password = credentials::count(&mut db, parent, Kind::Password).await? > 0;
     drop(db);
+    if has_password {
+        // Before anything is hashed for nothing.
+        let name = format!("{parent}/credentials");
+        return Err(Error::AlreadyExists { name });
+    }
     let mut fields = Fields::new();
     let field = "credential.password.value";
     let password = secrets::new_password(call, &mut fields, field, typed, &user, has_second_factor);
@@ -363,7 +385,9 @@ async fn create_password(
     fields.finish()?;
     let password = password.ok_or_else(|| Error::internal("checked above"))?;
     let hasher = &call.app().hasher;
-    let hash = hasher.hash(hasher.admit(call.deadline)?, password).await?;
+    let hash = hasher
+        .hash(hasher.admit(call.deadline, Some(parent))?, password)
+        .await?;
     let mut credential = secrets::password_credential(call, id);
     for edit in edits {
         credential.edit(edit)?;

@@ -24,7 +24,7 @@ use crate::{
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        system_accounts, users,
+        password_resets, system_accounts, users,
     },
 };
 
@@ -79,6 +79,8 @@ impl pb::grant_service_server::GrantService for Grants {
             expire_time: end.flatten(),
         };
         let grant = mutate!(call, |tx| {
+            call.require_grants(tx, &grant.permission, grant.expire_time)
+                .await?;
             require_principal(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
             if grants::list_all(tx, principal).await?.len() >= MAX_GRANTS {
@@ -88,6 +90,10 @@ impl pb::grant_service_server::GrantService for Grants {
                     principal.to_string(),
                     text,
                 ));
+            }
+            if let AccountId::User(user) = principal {
+                // A code made for a lesser account does not open a greater one.
+                password_resets::delete_all(tx, user).await?;
             }
             grants::insert(tx, &grant).await?;
             append_event(tx, &call, &grant).await?;
@@ -131,6 +137,8 @@ impl pb::grant_service_server::GrantService for Grants {
             let grant = find(tx, id).await?;
             convert::require_etag(&request.etag, REVISION, grant.name())?;
             access::require_held(&call.caller, grant.permission.scopes())?;
+            call.require_grants(tx, &grant.permission, Some(call.now))
+                .await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
             append_event(tx, &call, &grant).await?;

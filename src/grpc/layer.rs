@@ -18,12 +18,15 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 use tracing::Instrument as _;
 
-use super::{call::Context, status};
+use super::{
+    body::{Limit, Received},
+    call::Context,
+    status,
+};
 use crate::{
     app::App,
     domain::{access, error::Error, network},
@@ -72,13 +75,22 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
         };
         request.extensions_mut().insert(context);
     }
-    if policy.is_some() {
-        let limit = guard.app.config.limits.max_message_bytes;
-        request = match tokio::time::timeout(patience, received(request, limit)).await {
-            Ok(Ok(request)) => request,
-            Ok(Err(status)) => return answer(&status),
-            Err(_) => return answer(&status::deadline()),
+    // Reflection is a stream; everything else here is one message.
+    let is_stream = path.starts_with("/grpc.reflection.");
+    if policy.is_none() && !is_stream && !path.starts_with("/grpc.health.") {
+        return answer(&status::unknown(&path));
+    }
+    let mut memory = None;
+    if !is_stream {
+        let from = peer.map(|peer| peer.address);
+        (request, memory) = match whole(&guard.app, request, from, patience).await {
+            Ok((request, received)) => (request, Some(received)),
+            Err(status) => return answer(&status),
         };
+    }
+    let patience = (begin + patience).saturating_duration_since(Instant::now());
+    if patience.is_zero() {
+        return answer(&status::deadline());
     }
     let Ok(permit) = Arc::clone(&guard.calls).try_acquire_owned() else {
         return answer(&status::overloaded());
@@ -96,18 +108,20 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
     );
     let call = async move {
         let response = next.run(request).await;
+        drop(memory);
         let head = status::of_head(response.headers());
-        let code = head.as_ref().map_or(Code::Ok, Status::code);
+        let better = head.as_ref().and_then(status::with_reason);
+        let head = better.as_ref().or(head.as_ref());
+        let code = head.map_or(Code::Ok, Status::code);
         let metrics = &place.app.metrics;
         metrics.rpc(name, status::code_name(code), begin.elapsed());
         tracing::debug!(code = status::code_name(code), "answered");
         drop(place);
-        match head.as_ref().and_then(status::with_reason) {
+        match better {
             Some(better) => answer(&better),
             None => response,
         }
     };
-    let patience = (begin + patience).saturating_duration_since(Instant::now());
     let call = call.instrument(span);
     // Health and reflection change nothing, so they may end with whoever asked.
     let outcome = match policy {
@@ -119,6 +133,23 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
         Ok(Err(panic)) => answer(&Status::from(Error::internal(panic))),
         Err(_) => answer(&status::deadline()),
     }
+}
+
+/// The request with its body at hand, and the memory that this takes.
+async fn whole(
+    app: &App,
+    request: Request,
+    from: Option<IpAddr>,
+    patience: Duration,
+) -> Result<(Request, Received), Status> {
+    let limit = Limit {
+        bytes: app.config.limits.max_message_bytes + FRAME_HEAD,
+        time: patience,
+    };
+    let (head, body) = request.into_parts();
+    let received = app.intake.receive(body, from, limit).await?;
+    let body = Body::from(received.bytes.clone());
+    Ok((Request::from_parts(head, body), received))
 }
 
 /// A call's place among those in progress; free again when dropped, also by a panic.
@@ -135,21 +166,6 @@ impl Drop for Place {
 
 /// Bytes before a message: whether it is compressed, and its length.
 const FRAME_HEAD: usize = 5;
-
-/// The request with its body at hand. Ours are all unary, so there is one message of up to `limit`
-/// bytes.
-async fn received(request: Request, limit: usize) -> Result<Request, Status> {
-    let (head, body) = request.into_parts();
-    let body = Limited::new(body, limit + FRAME_HEAD).collect().await;
-    let body = body.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            status::too_large()
-        } else {
-            status::malformed("the request ended too early")
-        }
-    })?;
-    Ok(Request::from_parts(head, Body::from(body.to_bytes())))
-}
 
 /// A status as a gRPC response.
 pub fn answer(status: &Status) -> Response {

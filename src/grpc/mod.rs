@@ -5,6 +5,7 @@
 //! Invariant: tonic, prost and the generated code are named in this folder and in `server`, nowhere
 //! else.
 
+pub mod body;
 pub mod call;
 mod convert;
 mod credentials;

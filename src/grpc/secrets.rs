@@ -5,7 +5,7 @@
 //! right. Secrets with 256 bits of their own cannot be guessed: they are charged when wrong, which
 //! bounds what wrong ones may cost, and right ones are never held up by strangers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use super::call::Call;
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
         user::User,
     },
     store::{
-        db::{Attempts, Isolation, Write},
+        db::{Attempts, Isolation, Read, Write},
         events, password_resets, sessions, system_accounts, throttles, transact,
         users::{self, PasswordOwner},
     },
@@ -79,21 +79,29 @@ pub(super) struct Proven {
 /// statements run.
 pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
     let (app, now) = (call.app(), call.now);
-    // First of all: who cannot be served in time costs nothing more.
-    let ticket = app.hasher.admit(call.deadline)?;
-    let owner = find_owner(call, attempt.whose).await?;
+    let mut db = call.db().read().await?;
+    let owner = find_owner(&mut db, attempt.whose).await?;
     let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
-    let device = account.and_then(|account| match attempt.from {
-        From::Device(token) => KnownDevice::parse(token, account, &app.keys.device_tokens, now),
-        From::Session(session) => Some(KnownDevice {
-            id: session.0,
-            account,
-            expire_time: Timestamp::MAX,
-        }),
-    });
-    let charged = charge_attempt(call, &attempt, account, device).await?;
     let stored = owner.as_ref().and_then(|owner| owner.password.as_ref());
     let stored = stored.map(|(_, hash)| hash);
+    let device = account
+        .zip(stored)
+        .and_then(|(account, hash)| match attempt.from {
+            From::Device(token) => {
+                KnownDevice::parse(token, account, hash, &app.keys.device_tokens, now)
+            }
+            From::Session(session) => Some(KnownDevice {
+                id: session.0,
+                account,
+                expire_time: Timestamp::MAX,
+            }),
+        });
+    let ways = ways_to_charge(call, &attempt, account, device);
+    // Who has to wait takes no place in the queue, and who cannot be served in time writes nothing.
+    require_patience(&mut db, call, &ways).await?;
+    drop(db);
+    let ticket = app.hasher.admit(call.deadline, account)?;
+    let charged = charge_attempt(call, ways).await?;
     let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
 
     let proven = owner.filter(|owner| matches && owner.lifecycle.may_act(now));
@@ -117,7 +125,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
     refund(call, &charged).await?;
     let rehash = match hash
         .is_outdated(app.hasher.cost())
-        .then(|| app.hasher.admit(call.deadline))
+        .then(|| app.hasher.admit(call.deadline, account))
     {
         Some(Ok(ticket)) => Some(app.hasher.hash(ticket, password).await?),
         // Up to date, or a server so busy that it leaves this for the next time.
@@ -134,14 +142,13 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
 }
 
 /// One query, whether or not there is anybody to be found.
-async fn find_owner(call: &Call, whose: Whose<'_>) -> Result<Option<PasswordOwner>> {
-    let mut db = call.db().read().await?;
+async fn find_owner(db: &mut Read, whose: Whose<'_>) -> Result<Option<PasswordOwner>> {
     Ok(match whose {
         Whose::Identifier(typed) => {
             let key = identifier::key(typed).unwrap_or_default();
-            users::find_for_sign_in(&mut db, &key).await?
+            users::find_for_sign_in(db, &key).await?
         }
-        Whose::User(id) => users::find_with_password(&mut db, id).await?,
+        Whose::User(id) => users::find_with_password(db, id).await?,
     })
 }
 
@@ -260,22 +267,16 @@ pub(super) fn password_credential(call: &Call, user: UserId) -> Credential {
 /// What one attempt is counted for, by which rule.
 type Charge = (Subject, Rule);
 
-/// Charges a known device if it is one, so that nobody else's failures matter to it; otherwise, or
-/// when the device has used up its credit, the account and the network.
-async fn charge_attempt(
+/// What an attempt may be charged to, first choice first: a known device if it is one, so that nobody
+/// else's failures matter to it; otherwise, or when the device has used up its credit, the account
+/// and the network.
+fn ways_to_charge(
     call: &Call,
     attempt: &Attempt<'_>,
     account: Option<AccountId>,
     device: Option<KnownDevice>,
-) -> Result<Vec<Charge>> {
-    let config = &call.app().config;
-    if let Some(device) = device {
-        let charges = vec![(Subject::Device(device.id), config.account_throttle())];
-        match charge(call, &charges).await {
-            Err(Error::Exhausted { .. }) => {}
-            outcome => return outcome.map(|()| charges),
-        }
-    }
+) -> Vec<Vec<Charge>> {
+    let rule = call.app().config.account_throttle();
     let subject = match (account, attempt.whose) {
         (Some(account), _) => Subject::Account(account),
         (None, Whose::Identifier(typed)) => {
@@ -283,10 +284,54 @@ async fn charge_attempt(
         }
         (None, Whose::User(id)) => Subject::Account(id.into()),
     };
-    let mut charges = vec![(subject, config.account_throttle())];
-    charges.extend(network_charge(call, attempt.address));
-    charge(call, &charges).await?;
-    Ok(charges)
+    let mut stranger = vec![(subject, rule)];
+    stranger.extend(network_charge(call, attempt.address));
+    let device = device.map(|device| vec![(Subject::Device(device.id), rule)]);
+    device.into_iter().chain([stranger]).collect()
+}
+
+/// A first look, which decides nothing: refuses an attempt that would have to wait whichever way it
+/// is charged.
+async fn require_patience(db: &mut Read, call: &Call, ways: &[Vec<Charge>]) -> Result<()> {
+    let mut refusal = Ok(());
+    for way in ways {
+        refusal = Ok(());
+        for (key, _, rule) in keyed(call, way) {
+            let counter = throttles::find(db, &key).await?;
+            if let Err(retry_after) = rule.charge(counter, call.now) {
+                refusal = Err(throttled(call, retry_after));
+            }
+        }
+        if refusal.is_ok() {
+            break;
+        }
+    }
+    refusal
+}
+
+/// Charges the first way that has credit left, or none of them; what was charged.
+async fn charge_attempt(call: &Call, ways: Vec<Vec<Charge>>) -> Result<Vec<Charge>> {
+    let mut refusal = Error::internal("no way to charge an attempt");
+    for way in ways {
+        let outcome = transact!(
+            attempts(call),
+            attempts | tx | { charge_in(tx, call, &way).await? }
+        );
+        match outcome {
+            Ok(()) => return Ok(way),
+            Err(error @ Error::Exhausted { .. }) => refusal = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refusal)
+}
+
+fn throttled(call: &Call, retry_after: Duration) -> Error {
+    call.app().metrics.throttled.inc();
+    Error::Exhausted {
+        reason: Reason::Throttled,
+        retry_after,
+    }
 }
 
 fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
@@ -295,26 +340,12 @@ fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
 }
 
 /// Counts one attempt for each subject, or for none of them if one has to wait.
-async fn charge(call: &Call, charges: &[Charge]) -> Result<()> {
-    let outcome = transact!(
-        attempts(call),
-        attempts | tx | { charge_in(tx, call, charges).await? }
-    );
-    if matches!(outcome, Err(Error::Exhausted { .. })) {
-        call.app().metrics.throttled.inc();
-    }
-    outcome
-}
-
 async fn charge_in(tx: &mut Write, call: &Call, charges: &[Charge]) -> Result<()> {
     for (key, _, rule) in keyed(call, charges) {
         let counter = throttles::lock(tx, &key).await?;
         let counter = rule
             .charge(counter, call.now)
-            .map_err(|retry_after| Error::Exhausted {
-                reason: Reason::Throttled,
-                retry_after,
-            })?;
+            .map_err(|retry_after| throttled(call, retry_after))?;
         throttles::update(tx, &key, counter).await?;
     }
     Ok(())
@@ -372,10 +403,7 @@ async fn refuse(
     );
     match outcome {
         Ok(()) => Ok(Error::Unauthenticated(reason)),
-        Err(throttled @ Error::Exhausted { .. }) => {
-            call.app().metrics.throttled.inc();
-            Ok(throttled)
-        }
+        Err(throttled @ Error::Exhausted { .. }) => Ok(throttled),
         Err(error) => Err(error),
     }
 }

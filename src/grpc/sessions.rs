@@ -84,7 +84,12 @@ impl pb::session_service_server::SessionService for Sessions {
         };
         let mut response = pb::SignInResponse {
             result: Some(pb::sign_in_response::Result::Tokens(tokens)),
-            device_token: device.token(&call.app().keys.device_tokens).text(),
+            device_token: device
+                .token(
+                    proven.rehash.as_ref().unwrap_or(&proven.hash),
+                    &call.app().keys.device_tokens,
+                )
+                .text(),
         };
         if call.validate_only {
             response = dry(response);

@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+/// What an account may do at most, which it does not decide itself.
+const LIMITS: [&str; 4] = ["scope_ceiling", "audiences", "allowed_cidrs", "expire_time"];
+
 pub(super) struct SystemAccounts {
     pub(super) app: Arc<App>,
 }
@@ -49,8 +52,8 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         let id = match request.system_account_id.as_str() {
             "" => call.new_uuid(),
             text => {
-                let id = name::uuid(text).ok_or_else(|| "must be a UUID in lower case".to_owned());
-                fields.take("system_account_id", id).unwrap_or_default()
+                let id = fields.take("system_account_id", name::chosen_uuid(text));
+                id.unwrap_or_default()
             }
         };
         let kind = fields.take("system_account.kind", kind(input.kind()));
@@ -120,6 +123,12 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         })?;
         let mut fields = Fields::new();
         let edits = edits(&mut fields, &paths, &input, call.now);
+        if call.caller.account() == Some(id.into()) {
+            for path in paths.iter().filter(|path| LIMITS.contains(path)) {
+                let text = "limits the account itself, so somebody else has to change it";
+                fields.refuse(&format!("system_account.{path}"), text);
+            }
+        }
         fields.finish()?;
         let account = mutate!(call, |tx| {
             let mut account = find_for_change(tx, &call, id, &input.etag).await?;
@@ -196,6 +205,10 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             account
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if account.lifecycle.state_at(call.now) == State::Suspended {
+                // Undeleting ends a suspension, too.
+                call.require("system_accounts.suspend")?;
+            }
             account.lifecycle.delete(call.now, retention_s);
             account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?

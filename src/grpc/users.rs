@@ -26,7 +26,7 @@ use crate::{
     store::{
         credentials::{self, Kept},
         db::Write,
-        events, sessions,
+        events, password_resets, sessions,
         users::{self, Cursor, IdentifierKind, Order, Query},
     },
 };
@@ -76,7 +76,11 @@ impl pb::user_service_server::UserService for Users {
         let hash = match password {
             Some(password) => {
                 let hasher = &call.app().hasher;
-                Some(hasher.hash(hasher.admit(call.deadline)?, password).await?)
+                Some(
+                    hasher
+                        .hash(hasher.admit(call.deadline, None)?, password)
+                        .await?,
+                )
             }
             None => None,
         };
@@ -286,6 +290,10 @@ impl pb::user_service_server::UserService for Users {
             let mut user = find_for_change(tx, &call, id, &request.etag).await?;
             user.lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if user.lifecycle.state_at(call.now) == State::Suspended {
+                // Undeleting ends a suspension, too.
+                call.require("users.suspend")?;
+            }
             user.lifecycle.delete(call.now, retention_s);
             let event = call.event().about_account(id);
             store_state(tx, &call, &mut user, event, Some(EndReason::AccountDeleted)).await?
@@ -327,6 +335,7 @@ async fn store_state(
     users::update(tx, user).await?;
     if let Some(reason) = end {
         sessions::end_all(tx, user.id, sessions::Which::default(), call.now, reason).await?;
+        password_resets::delete_all(tx, user.id).await?;
     }
     events::append(tx, &event).await?;
     Ok(shown(user, call))
@@ -351,7 +360,7 @@ fn new_id(call: &Call, text: &str) -> Result<uuid::Uuid, String> {
     if text.is_empty() {
         return Ok(call.new_uuid());
     }
-    name::uuid(text).ok_or_else(|| "must be a UUID in lower case".to_owned())
+    name::chosen_uuid(text)
 }
 
 fn writable() -> [&'static str; WRITABLE.len()] {

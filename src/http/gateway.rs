@@ -3,7 +3,7 @@
 //! Works from the descriptors, so a new RPC is here as soon as it is in the protos. Each call becomes
 //! a gRPC call to our own router in this process: callers, limits, deadlines and errors exist once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{Router, body::Body, extract::Request, response::IntoResponse, response::Response};
 use bytes::{Bytes, BytesMut};
@@ -17,11 +17,15 @@ use prost_reflect::{
 use serde_json::{Map, Value};
 use tower::ServiceExt as _;
 
-use super::{
-    body::Limit,
-    template::{Bindings, Template},
+use super::template::{Bindings, Template};
+use crate::{
+    app::App,
+    grpc::{
+        body::{Intake, Limit, Received},
+        layer::Peer,
+        status::{self, JsonError},
+    },
 };
-use crate::grpc::status::{self, JsonError};
 
 pub(super) struct Gateway {
     /// By HTTP method and number of path segments.
@@ -29,6 +33,7 @@ pub(super) struct Gateway {
     /// By gRPC path.
     methods: HashMap<String, MethodDescriptor>,
     grpc: Router,
+    intake: Arc<Intake>,
     limit: Limit,
 }
 
@@ -55,7 +60,7 @@ const PASSED_ON: [&str; 5] = [
 ];
 
 impl Gateway {
-    pub(super) fn new(pool: &DescriptorPool, grpc: Router, limit: Limit) -> Self {
+    pub(super) fn new(app: &App, pool: &DescriptorPool, grpc: Router, limit: Limit) -> Self {
         let mut by_shape: HashMap<_, Vec<Rule>> = HashMap::new();
         for rule in rules(pool) {
             by_shape
@@ -72,6 +77,7 @@ impl Gateway {
             rules: by_shape,
             methods,
             grpc,
+            intake: Arc::clone(&app.intake),
             limit,
         }
     }
@@ -86,7 +92,7 @@ impl Gateway {
                 _ => not_allowed(&[Method::POST]),
             };
         }
-        let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(&path).split('/').collect();
         match self.find(&parts.method, &segments) {
             Some((rule, bound)) => respond(
                 self.run(&rule.method, &rule.body, bound, &parts, body)
@@ -124,9 +130,10 @@ impl Gateway {
         parts: &Parts,
         body: Body,
     ) -> Outcome {
-        let body = self.limit.read(body).await?;
+        let received = self.receive(body, parts, self.limit).await?;
+        let body = &received.bytes;
         // Other types can be sent by any web page without asking first, so they are not taken for JSON.
-        if !body.is_empty() && !is_json(&parts.headers) {
+        if !body.is_empty() && !super::is_of_type(&parts.headers, "application/json") {
             return Err(malformed("the content-type of a body is application/json"));
         }
         let query = if body_field == "*" {
@@ -134,10 +141,25 @@ impl Gateway {
         } else {
             parts.uri.query()
         };
-        let message = message(&method.input(), body_field, &body, query, bound)
+        let message = message(&method.input(), body_field, body, query, bound)
             .map_err(|text| malformed(&text))?;
+        drop(received);
         self.call(method, &message, &parts.headers, parts.extensions.clone())
             .await
+    }
+
+    /// The body of a request, for endpoints that are not RPCs too.
+    pub(super) async fn receive(
+        &self,
+        body: Body,
+        parts: &Parts,
+        limit: Limit,
+    ) -> Result<Received, JsonError> {
+        let peer: Option<&Peer> = parts.extensions.get();
+        let received = self
+            .intake
+            .receive(body, peer.map(|peer| peer.address), limit);
+        received.await.map_err(|status| status::to_json(&status))
     }
 
     /// Calls an RPC by its name, for endpoints that are not RPCs themselves.
@@ -198,14 +220,6 @@ impl Gateway {
         DynamicMessage::decode(method.output(), bytes.slice(FRAME_HEAD.min(bytes.len())..))
             .map_err(|error| malformed(&error.to_string()))
     }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
-    let essence = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
-    essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
 }
 
 /// Every path of every unary RPC.

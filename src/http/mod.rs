@@ -3,7 +3,6 @@
 //! Invariant: thin. What is decided is decided by the RPCs, which these call; only their form is
 //! different here.
 
-mod body;
 mod gateway;
 mod oauth;
 mod openapi;
@@ -18,13 +17,12 @@ use axum::{
     response::Response,
     routing,
 };
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use prost_reflect::DescriptorPool;
 use tower::ServiceExt as _;
 use tower_http::cors::CorsLayer;
 
-use crate::app::App;
-use body::Limit;
+use crate::{app::App, grpc::body::Limit};
 use gateway::Gateway;
 
 /// What the HTTP handlers share.
@@ -46,7 +44,7 @@ pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router
     };
     let web = Arc::new(Web {
         app: Arc::clone(app),
-        gateway: Gateway::new(&pool, grpc.clone(), limit),
+        gateway: Gateway::new(app, &pool, grpc.clone(), limit),
         grpc,
         translated: grpc_web,
         openapi: openapi::document(&pool, &app.issuer),
@@ -124,4 +122,13 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         ]))
         .max_age(std::time::Duration::from_mins(10));
     Some(layer)
+}
+
+/// Whether the content is declared to be of a type, whatever its parameters.
+fn is_of_type(headers: &HeaderMap, expected: &str) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let essence = kind.map(|kind| kind.split(';').next().unwrap_or_default().trim());
+    essence.is_some_and(|essence| essence.eq_ignore_ascii_case(expected))
 }

@@ -14,10 +14,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::{Web, body::Limit};
+use super::Web;
 use crate::{
     domain::{error::Reason, time::Timestamp},
-    grpc::status::JsonError,
+    grpc::{body::Limit, status::JsonError},
 };
 
 /// Most bytes of a form.
@@ -71,7 +71,12 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
         bytes: MAX_FORM,
         time: web.app.config.request_timeout(),
     };
-    let form = Form::read(&parts.headers, body, limit).await?;
+    let received = web
+        .gateway
+        .receive(body, parts, limit)
+        .await
+        .map_err(refused)?;
+    let form = Form::read(&parts.headers, &received.bytes)?;
     match form.get("grant_type")? {
         Some("client_credentials") => {}
         Some(_) => {
@@ -227,18 +232,12 @@ fn refused(error: JsonError) -> OAuthError {
 struct Form(Vec<(String, String)>);
 
 impl Form {
-    async fn read(headers: &HeaderMap, body: Body, limit: Limit) -> Result<Self, OAuthError> {
-        let is_form = headers.get(header::CONTENT_TYPE).is_some_and(|value| {
-            value
-                .as_bytes()
-                .starts_with(b"application/x-www-form-urlencoded")
-        });
-        if !is_form {
+    fn read(headers: &HeaderMap, body: &[u8]) -> Result<Self, OAuthError> {
+        if !super::is_of_type(headers, "application/x-www-form-urlencoded") {
             let text = "the body has to be application/x-www-form-urlencoded";
             return Err(OAuthError::invalid_request(text));
         }
-        let body = limit.read(body).await.map_err(refused)?;
-        let fields = form_urlencoded::parse(&body).into_owned().collect();
+        let fields = form_urlencoded::parse(body).into_owned().collect();
         Ok(Self(fields))
     }
 

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn matches(template: &str, path: &str) -> Option<Bindings> {
-        let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         Template::parse(template).matches(&segments)
     }
 

@@ -233,6 +233,8 @@ pub async fn delete(db: &mut Write, account: AccountId, id: CredentialId) -> Res
 }
 
 pub async fn delete_all(db: &mut Write, account: AccountId) -> Result<()> {
-    let sql = sql!("DELETE FROM credentials WHERE account_id = $1").bind(account);
+    let sql = sql!("DELETE FROM credentials WHERE account_id = $1 AND account_kind = $2")
+        .bind(account)
+        .bind(account_kind(account));
     db.execute(sql).await.map(drop)
 }

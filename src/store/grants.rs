@@ -156,7 +156,9 @@ pub async fn delete(db: &mut Write, id: GrantId) -> Result<bool> {
 }
 
 pub async fn delete_all(db: &mut Write, principal: AccountId) -> Result<()> {
-    let sql = sql!("DELETE FROM grants WHERE principal_id = $1").bind(principal);
+    let sql = sql!("DELETE FROM grants WHERE principal_id = $1 AND principal_kind = $2")
+        .bind(principal)
+        .bind(account_kind(principal));
     db.execute(sql).await.map(drop)
 }
 

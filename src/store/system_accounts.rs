@@ -185,6 +185,14 @@ pub async fn insert(db: &mut Write, account: &SystemAccount) -> error::Result<()
     let exists = || Error::AlreadyExists {
         name: account.id.to_string(),
     };
+    // One id names one account of either kind: it is the `sub` of tokens.
+    let other = sql!("SELECT EXISTS (SELECT 1 FROM users WHERE id = $1) AS taken");
+    if db
+        .one(other.bind(account.id), |row| row.get("taken"))
+        .await?
+    {
+        return Err(exists());
+    }
     db.execute(sql)
         .await
         .on_duplicate("system_accounts_id_key", exists)

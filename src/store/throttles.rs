@@ -1,9 +1,9 @@
 //! Counters of failed attempts.
 
 use super::{
-    db::Write,
+    db::{Read, Write},
     error::{Error, Result},
-    sql::sql,
+    sql::{Row, sql},
 };
 use crate::domain::{throttle::Counter, time::Timestamp};
 
@@ -14,15 +14,23 @@ pub async fn lock(db: &mut Write, key: &[u8]) -> Result<Counter> {
          ON CONFLICT (key) DO UPDATE SET failures = throttles.failures
          RETURNING failures, last_time, next_time"
     );
-    db.one(sql.bind(key), |row| {
-        let failures: i64 = row.get("failures")?;
-        Ok(Counter {
-            failures: u32::try_from(failures).map_err(Error::broken)?,
-            last_time: row.get("last_time")?,
-            next_time: row.get("next_time")?,
-        })
+    db.one(sql.bind(key), counter).await
+}
+
+/// The counter of a key as it is, for a first look.
+pub async fn find(db: &mut Read, key: &[u8]) -> Result<Counter> {
+    let sql = sql!("SELECT failures, last_time, next_time FROM throttles WHERE key = $1");
+    let found = db.optional(sql.bind(key), counter).await?;
+    Ok(found.unwrap_or(Counter::NONE))
+}
+
+fn counter(row: &Row) -> Result<Counter> {
+    let failures: i64 = row.get("failures")?;
+    Ok(Counter {
+        failures: u32::try_from(failures).map_err(Error::broken)?,
+        last_time: row.get("last_time")?,
+        next_time: row.get("next_time")?,
     })
-    .await
 }
 
 pub async fn update(db: &mut Write, key: &[u8], counter: Counter) -> Result<()> {

@@ -353,6 +353,11 @@ pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
     let exists = || Error::AlreadyExists {
         name: user.id.to_string(),
     };
+    // One id names one account of either kind: it is the `sub` of tokens.
+    let other = sql!("SELECT EXISTS (SELECT 1 FROM system_accounts WHERE id = $1) AS taken");
+    if db.one(other.bind(user.id), |row| row.get("taken")).await? {
+        return Err(exists());
+    }
     db.execute(sql).await.on_duplicate("users_id_key", exists)?;
     insert_identifiers(db, user).await
 }

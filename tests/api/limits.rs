@@ -85,7 +85,7 @@ on_both_engines! {
     async fn a_request_that_is_not_there_yet_takes_nobody_s_place(engine: Engine) {
         let server = engine.server_with(|config| config.limits.max_calls = 1).await;
         let mut unfinished = JoinSet::new();
-        for path in ["/accountd.v1.SessionService/CreateSession", "/accountd.v1.UserService/GetUser"] {
+        for path in ["/accountd.v1.SessionService/CreateSession", "/accountd.v1.UserService/GetUser", "/grpc.health.v1.Health/Check"] {
             let mut client = tonic::client::Grpc::new(server.anonymous().await.channel);
             unfinished.spawn(async move {
                 client.ready().await.expect("ready");

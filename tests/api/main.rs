@@ -11,6 +11,7 @@ mod process;
 mod access;
 mod crash;
 mod credentials;
+mod escalation;
 mod events;
 mod first_run;
 mod grants;

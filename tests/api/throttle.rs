@@ -128,6 +128,22 @@ on_both_engines! {
         assert_throttled(wrong().await);
     }
 
+    async fn a_device_is_forgotten_with_the_password_it_knew(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let new = "an otter in the attic";
+        let request = pb::ChangePasswordRequest {
+            name: "users/me".to_owned(),
+            old_password: password("alice"),
+            new_password: new.to_owned(),
+            ..Default::default()
+        };
+        alice.actor.credentials().change_password(request).await.expect("changed");
+        attack(&server, "alice").await;
+        let anonymous = server.anonymous().await;
+        assert_throttled(sign_in(&anonymous, "alice", new, "", &alice.device_token).await);
+    }
+
     async fn changing_a_password_counts_as_signing_in(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;

@@ -1,0 +1,257 @@
+//! Ways around the rules that somebody with a little power, or with a stolen token, might try.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use accountd::{domain::error::Reason, grpc::pb};
+use tokio::task::JoinSet;
+
+use crate::{
+    credentials::{redeem, reset_code},
+    harness::{
+        Actor, Engine, Refusal as _, Server, assert_refused, fields_of, grant_request,
+        on_both_engines, password,
+    },
+};
+
+on_both_engines! {
+    async fn a_stolen_token_sets_no_password(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let hashes = server.running.app.hasher.stats().hashes.load(Relaxed);
+        let credential = pb::Credential {
+            detail: Some(pb::credential::Detail::Password(pb::credential::Password {
+                value: "the thief's own password".to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let create = pb::CreateCredentialRequest {
+            parent: "users/me".to_owned(),
+            credential: Some(credential),
+            ..Default::default()
+        };
+        let refused = alice.actor.credentials().create_credential(create.clone()).await;
+        assert_refused(refused, Reason::AlreadyExists);
+        assert_eq!(server.running.app.hasher.stats().hashes.load(Relaxed), hashes, "and costs nothing");
+
+        // Not even in the moment in which the old one goes.
+        let list = pb::ListCredentialsRequest { parent: "users/me".to_owned(), ..Default::default() };
+        let listed = alice.actor.credentials().list_credentials(list).await.expect("a list").into_inner();
+        let delete = pb::DeleteCredentialRequest { name: listed.credentials[0].name.clone(), ..Default::default() };
+        let mut calls = JoinSet::new();
+        for _ in 0..16 {
+            let (actor, create) = (alice.actor.clone(), create.clone());
+            calls.spawn(async move { actor.credentials().create_credential(create).await.outcome() });
+        }
+        alice.actor.credentials().delete_credential(delete).await.expect("deleted");
+        let outcomes = calls.join_all().await;
+        assert!(outcomes.iter().all(|outcome| outcome != "OK"), "{outcomes:?}");
+        let thief = server.anonymous().await.sign_in("alice", "the thief's own password").await;
+        assert_refused(thief, Reason::InvalidCredentials);
+    }
+
+    async fn one_id_names_one_account_of_either_kind(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let user = server.user("alice").await;
+        let (robot, _) = server.create_system_account(&[]).await;
+        let create_user = async |id: &str| {
+            let request = pb::CreateUserRequest { user: Some(pb::User::default()), user_id: id.to_owned(), ..Default::default() };
+            operator.users().create_user(request).await
+        };
+        let create_robot = async |id: &str| {
+            let account = pb::SystemAccount { name: String::new(), ..robot.clone() };
+            let request = pb::CreateSystemAccountRequest {
+                system_account: Some(account),
+                system_account_id: id.to_owned(),
+                ..Default::default()
+            };
+            operator.system_accounts().create_system_account(request).await
+        };
+        assert_refused(create_user(&robot.uid).await, Reason::AlreadyExists);
+        assert_refused(create_robot(&user.uid).await, Reason::AlreadyExists);
+        for nobody in [uuid::Uuid::nil(), uuid::Uuid::max()] {
+            assert_eq!(fields_of(create_user(&nobody.to_string()).await), ["user_id"]);
+            assert_eq!(fields_of(create_robot(&nobody.to_string()).await), ["system_account_id"]);
+        }
+    }
+
+    async fn who_has_to_wait_takes_nobody_s_place(engine: Engine) {
+        let server = engine.server_with(|config| config.hashing.lanes = 1).await;
+        server.user("alice").await;
+        let anonymous = server.anonymous().await;
+        for _ in 0..5 {
+            assert_refused(anonymous.sign_in("alice", "a guess at the password").await, Reason::InvalidCredentials);
+        }
+        let stats = server.running.app.hasher.stats();
+        let (hashes, refused) = (stats.hashes.load(Relaxed), stats.refused.load(Relaxed));
+        let mut guesses = JoinSet::new();
+        for _ in 0..100 {
+            let actor = anonymous.clone();
+            guesses.spawn(async move { actor.sign_in("alice", "a guess at the password").await.outcome() });
+        }
+        let outcomes = guesses.join_all().await;
+        assert!(outcomes.iter().all(|outcome| outcome == "RESOURCE_EXHAUSTED THROTTLED"), "{outcomes:?}");
+        assert_eq!(stats.hashes.load(Relaxed), hashes);
+        assert_eq!(stats.refused.load(Relaxed), refused, "nobody found the queue full");
+    }
+
+    async fn bodies_take_no_more_memory_than_there_is_for_them(engine: Engine) {
+        let server = engine.server_with(|config| config.limits.max_received_bytes = 8_000).await;
+        let operator = server.operator().await;
+        let create = async |length: usize| {
+            let user = pb::User { display_name: "x".repeat(length), ..Default::default() };
+            operator.create_user(user).await.outcome()
+        };
+        assert_eq!(create(100).await, "OK");
+        assert_eq!(create(3_000).await, "RESOURCE_EXHAUSTED OVERLOADED", "a quarter for one network");
+        let json = reqwest::Client::new()
+            .post(server.url("/v1/users"))
+            .bearer_auth(operator.token())
+            .json(&serde_json::json!({ "user": { "displayName": "x".repeat(3_000) } }));
+        assert_eq!(json.send().await.expect("an answer").status().as_u16(), 429);
+        assert_eq!(create(100).await, "OK");
+    }
+
+    async fn a_narrow_token_of_a_person_does_not_make_itself_whole(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.user("alice").await;
+        server.grant(&alice.name, "roles/operator").await;
+        let request = pb::CreateSessionRequest {
+            identifier: "alice".to_owned(),
+            password: password("alice"),
+            scopes: vec!["credentials.reset".to_owned()],
+            ..Default::default()
+        };
+        let anonymous = server.anonymous().await;
+        let answer = anonymous.sessions().create_session(request).await.expect("signed in").into_inner();
+        let narrow = crate::harness::SignedIn::new(&anonymous, answer).actor;
+        assert_refused(reset_code(&narrow, &alice.name).await, Reason::TargetOutranksCaller);
+    }
+
+    async fn a_token_does_not_bring_back_what_was_taken_from_its_account(engine: Engine) {
+        let server = engine.server().await;
+        let (account, secret) = server.create_system_account(&["roles/operator"]).await;
+        let demoted = server.client(&account.uid, &secret).await;
+        let filter = format!("principal = \"{}\"", account.name);
+        let list = pb::ListGrantsRequest { filter, ..Default::default() };
+        let grants = demoted.grants().list_grants(list).await.expect("a list").into_inner().grants;
+        let name = grants[0].name.clone();
+        server.operator().await.grants().delete_grant(pb::DeleteGrantRequest { name, ..Default::default() }).await.expect("taken");
+        let again = demoted.grants().create_grant(grant_request(&account.name, "roles/operator")).await;
+        assert_refused(again, Reason::ScopeNotHeld);
+    }
+
+    async fn what_is_held_for_a_while_is_granted_for_no_longer(engine: Engine) {
+        let server = engine.server().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let end = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        let mut request = grant_request(&account.name, "roles/operator");
+        request.grant.as_mut().expect("set").expire_time = Some(end);
+        server.operator().await.grants().create_grant(request.clone()).await.expect("for a minute");
+        let elevated = server.client(&account.uid, &secret).await;
+        let forever = elevated.grants().create_grant(grant_request(&account.name, "roles/operator")).await;
+        assert_eq!(fields_of(forever), ["grant.expire_time"]);
+        elevated.grants().create_grant(request).await.expect("as long as it is held");
+    }
+
+    async fn a_reset_code_does_not_outlive_what_it_was_made_for(engine: Engine) {
+        let server = engine.server().await;
+        let frontend = server.frontend().await;
+        let anonymous = server.anonymous().await;
+        let operator = server.operator().await;
+        let promoted = server.user("promoted").await;
+        let code = reset_code(&frontend, &promoted.name).await.expect("a code");
+        server.grant(&promoted.name, "roles/operator").await;
+        assert_refused(redeem(&anonymous, &code, "an otter in the attic").await, Reason::InvalidCode);
+        let suspended = server.user("suspended").await;
+        let code = reset_code(&frontend, &suspended.name).await.expect("a code");
+        operator.suspend_user(&suspended.name).await.expect("suspended");
+        let resume = pb::ResumeUserRequest { name: suspended.name, ..Default::default() };
+        operator.users().resume_user(resume).await.expect("resumed");
+        assert_refused(redeem(&anonymous, &code, "an otter in the attic").await, Reason::InvalidCode);
+    }
+
+    async fn looking_after_people_is_not_looking_after_machines(engine: Engine) {
+        let server = engine.server().await;
+        let manager = server.system_account(&["roles/user-manager", "scopes/accountd:credentials.create"]).await;
+        let operator = server.operator().await;
+        let (robot, _) = server.create_system_account(&[]).await;
+        assert_refused(manager.create_secret(&robot.name).await, Reason::ScopeMissing);
+        let credential = operator.create_secret(&robot.name).await.expect("made").credential.expect("set");
+        let edit = pb::Credential { name: credential.name.clone(), label: "mine".to_owned(), ..Default::default() };
+        let update = pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() };
+        assert_refused(manager.credentials().update_credential(update).await, Reason::ScopeMissing);
+        let delete = pb::DeleteCredentialRequest { name: credential.name, ..Default::default() };
+        assert_refused(manager.credentials().delete_credential(delete).await, Reason::ScopeMissing);
+    }
+
+    async fn an_account_does_not_lift_its_own_limits(engine: Engine) {
+        let server = engine.server().await;
+        let (account, secret) = server.create_system_account(&["scopes/accountd:system_accounts.update"]).await;
+        let itself = server.client(&account.uid, &secret).await;
+        let update = async |mask: &[&str]| {
+            let edit = pb::SystemAccount { name: account.name.clone(), description: "new".to_owned(), ..Default::default() };
+            let paths = mask.iter().map(ToString::to_string).collect();
+            let request = pb::UpdateSystemAccountRequest {
+                system_account: Some(edit),
+                update_mask: Some(prost_types::FieldMask { paths }),
+                ..Default::default()
+            };
+            itself.system_accounts().update_system_account(request).await
+        };
+        let limits = ["scope_ceiling", "audiences", "allowed_cidrs", "expire_time"];
+        let refused: Vec<String> = limits.iter().map(|limit| format!("system_account.{limit}")).collect();
+        assert_eq!(fields_of(update(&limits).await), refused);
+        update(&["description"]).await.expect("no limit");
+    }
+
+    async fn deleting_is_no_way_to_lift_a_suspension(engine: Engine) {
+        let server = engine.server().await;
+        let cleaner = server.system_account(&["scopes/accountd:users.delete"]).await;
+        let user = server.user("alice").await;
+        let delete = async |actor: &Actor| {
+            let request = pb::DeleteUserRequest { name: user.name.clone(), ..Default::default() };
+            actor.users().delete_user(request).await
+        };
+        server.operator().await.suspend_user(&user.name).await.expect("suspended");
+        assert_refused(delete(&cleaner).await, Reason::ScopeMissing);
+        delete(&server.operator().await).await.expect("may lift it, too");
+    }
+
+    async fn a_retry_shows_a_lesser_token_nothing_more(engine: Engine) {
+        let server = engine.server().await;
+        let user = server.user("alice").await;
+        let both = ["scopes/accountd:users.read", "scopes/accountd:users.update"];
+        let (account, secret) = server.create_system_account(&both).await;
+        let whole = server.client(&account.uid, &secret).await;
+        let narrow = narrowed(&server, &account, &secret, "users.update").await;
+        let request = pb::UpdateUserRequest {
+            user: Some(pb::User { name: user.name, display_name: "Ann".to_owned(), ..Default::default() }),
+            request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
+            ..Default::default()
+        };
+        whole.users().update_user(request.clone()).await.expect("updated");
+        whole.users().update_user(request.clone()).await.expect("a retry");
+        assert_refused(narrow.users().update_user(request).await, Reason::RequestIdReused);
+    }
+}
+
+/// A token of a system account with one scope.
+async fn narrowed(
+    server: &Server,
+    account: &pb::SystemAccount,
+    secret: &str,
+    scope: &str,
+) -> Actor {
+    let request = pb::IssueTokenRequest {
+        client_id: account.uid.clone(),
+        client_secret: secret.to_owned(),
+        scopes: vec![scope.to_owned()],
+        ..Default::default()
+    };
+    let tokens = server.anonymous().await.tokens().issue_token(request).await;
+    server
+        .with_token(&tokens.expect("a token").into_inner().access_token)
+        .await
+}
