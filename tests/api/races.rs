@@ -87,7 +87,9 @@ on_both_engines! {
             });
             let answers = answers.await;
             assert_eq!(answers.iter().filter(|answer| *answer == "OK").count(), 1, "{answers:?}");
-            assert!(answers.iter().all(|answer| answer == "OK" || answer == "UNAUTHENTICATED INVALID_CODE"), "{answers:?}");
+            // So many hashes of one account at once are too many.
+            let refusals = ["UNAUTHENTICATED INVALID_CODE", "RESOURCE_EXHAUSTED OVERLOADED"];
+            assert!(answers.iter().all(|answer| answer == "OK" || refusals.contains(&&**answer)), "{answers:?}");
         }
     }
 
@@ -143,7 +145,8 @@ on_both_engines! {
             let current = if round == 0 { old.clone() } else { format!("an otter in attic {}", round - 1) };
             let code = reset_code(&operator, &alice.name).await.expect("a code");
             let mut sign_ins = JoinSet::new();
-            for _ in 0..16 {
+            // As many as one account may have at once, with the reset.
+            for _ in 0..7 {
                 let (actor, password) = (server.anonymous().await, current.clone());
                 sign_ins.spawn(async move { actor.sign_in("alice", &password).await.ok() });
             }
