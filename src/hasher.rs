@@ -198,14 +198,24 @@ impl Hasher {
             shared: Arc::clone(&self.shared),
             account,
         };
+        self.require_patience(ahead, deadline)?;
+        Ok(ticket)
+    }
+
+    /// Refuses who could not be admitted now, before anything is spent on them.
+    pub fn require_room(&self, deadline: Instant) -> Result<()> {
+        self.require_patience(self.shared.stats.waiting.load(Relaxed), deadline)
+    }
+
+    fn require_patience(&self, ahead: usize, deadline: Instant) -> Result<()> {
         let wait = self.wait(ahead);
         let patience = deadline
             .saturating_duration_since(Instant::now())
             .min(self.max_wait);
         if wait <= patience {
-            return Ok(ticket);
+            return Ok(());
         }
-        stats.refused.fetch_add(1, Relaxed);
+        self.shared.stats.refused.fetch_add(1, Relaxed);
         Err(Error::Exhausted {
             reason: Reason::Overloaded,
             retry_after: wait,

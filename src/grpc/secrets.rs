@@ -79,6 +79,7 @@ pub(super) struct Proven {
 /// statements run.
 pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
     let (app, now) = (call.app(), call.now);
+    app.hasher.require_room(call.deadline)?;
     let mut db = call.db().read().await?;
     let owner = find_owner(&mut db, attempt.whose).await?;
     let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
