@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -191,10 +191,11 @@ impl Connection {
         let service = TowerToHyperService::new(service);
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut first = pin!(sleep(Duration::from_secs(limits.first_request_timeout_s)));
-        let mut age = pin!(sleep(max_age(limits, peer.address)));
+        let max_age = max_age(limits, peer.address);
+        let mut age = pin!(sleep(max_age));
         // A stream that its peer never ends keeps no connection for ever.
-        let mut cut = pin!(sleep(Duration::MAX));
         let drain = Duration::from_secs(limits.drain_timeout_s);
+        let mut cut = pin!(sleep(max_age + drain));
         let (mut waited, mut leaving) = (false, false);
         loop {
             tokio::select! {
@@ -209,9 +210,8 @@ impl Connection {
                 () = &mut age, if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
-                    cut.as_mut().reset(Instant::now() + drain);
                 }
-                () = &mut cut, if leaving => return,
+                () = &mut cut => return,
                 () = stop.cancelled(), if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();

@@ -84,11 +84,16 @@ pub async fn take_folder(config: &Config) -> Result<Lock, String> {
         match lock(&config.data_dir)? {
             Some(lock) => return Ok(lock),
             None if config.database_url.is_some() => tokio::time::sleep(LOCK_PAUSE).await,
-            None => break,
+            None => {
+                return Err(format!(
+                    "another accountd is running on {}; SQLite serves one process, PostgreSQL many",
+                    config.data_dir.display()
+                ));
+            }
         }
     }
     Err(format!(
-        "another accountd is running on {}; SQLite serves one process, PostgreSQL many",
+        "another accountd keeps the folder {} for too long",
         config.data_dir.display()
     ))
 }

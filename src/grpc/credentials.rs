@@ -153,7 +153,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             if let AccountId::User(user) = account {
                 let which = Which {
                     credential: Some(id),
-                    except: None,
+                    ..Which::default()
                 };
                 let reason = EndReason::CredentialDeleted;
                 sessions::end_all(tx, user, which, call.now, reason).await?;
@@ -222,8 +222,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 0
             } else {
                 let which = Which {
-                    credential: None,
                     except: Some(session),
+                    ..Which::default()
                 };
                 sessions::end_all(tx, id, which, call.now, EndReason::PasswordChanged).await?
             };

@@ -209,7 +209,11 @@ impl pb::session_service_server::SessionService for Sessions {
             }
         };
         let except = call.caller.session().filter(|_| request.except_current);
-        let which = Which { credential, except };
+        let which = Which {
+            credential,
+            except,
+            up_to: None,
+        };
         let response = mutate!(call, |tx| {
             users::get(tx, user).await?;
             call.require_power_over(tx, user.into()).await?;
@@ -304,6 +308,7 @@ async fn sign_in(
     proven: &Proven,
     session: Session,
 ) -> Result<Session> {
+    call.require_standing(tx).await?;
     if let Some(first) = call.replay::<pb::SignInResponse>(tx).await? {
         return first_session(tx, call, proven.user, &first).await;
     }
@@ -347,7 +352,12 @@ async fn make_room(tx: &mut Write, call: &Call, user: UserId) -> Result<()> {
     let newest = sessions::newest(tx, user, call.now, max).await?;
     let is_full = i64::try_from(newest.len()).is_ok_and(|count| count >= max);
     if let Some(oldest) = newest.last().filter(|_| is_full) {
-        let count = sessions::displace(tx, user, *oldest, call.now).await?;
+        let which = Which {
+            up_to: Some(*oldest),
+            ..Which::default()
+        };
+        let reason = EndReason::Displaced;
+        let count = sessions::end_all(tx, user, which, call.now, reason).await?;
         let event = call.event_of("session.displaced").about_account(user);
         events::append(tx, &event.detail("count", count)).await?;
     }

@@ -203,25 +203,6 @@ pub async fn newest(
     db.all(sql, |row| row.get("id")).await
 }
 
-/// Ends `last` and all live sessions older than it, in favour of a newer one; how many.
-pub async fn displace(
-    db: &mut Write,
-    user: UserId,
-    last: SessionId,
-    now: Timestamp,
-) -> Result<u64> {
-    let sql = sql!(
-        "UPDATE sessions SET end_time = $3, end_reason = $4, revision = revision + 1
-         WHERE user_id = $1 AND id <= $2 AND end_time IS NULL AND idle_expire_time > $3
-            AND expire_time > $3"
-    )
-    .bind(user)
-    .bind(last)
-    .bind(now)
-    .bind(EndReason::Displaced.name());
-    db.execute(sql).await
-}
-
 /// Which of a user's sessions to end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Which {
@@ -229,6 +210,8 @@ pub struct Which {
     pub credential: Option<CredentialId>,
     /// All but this one.
     pub except: Option<SessionId>,
+    /// Only this one and those older than it.
+    pub up_to: Option<SessionId>,
 }
 
 /// Ends the live sessions of a user; how many.
@@ -242,13 +225,15 @@ pub async fn end_all(
     let sql = sql!(
         "UPDATE sessions SET end_time = $2, end_reason = $3, revision = revision + 1
          WHERE user_id = $1 AND end_time IS NULL AND idle_expire_time > $2 AND expire_time > $2
-            AND (credential_id = $4 OR $4 IS NULL) AND (id <> $5 OR $5 IS NULL)"
+            AND (credential_id = $4 OR $4 IS NULL) AND (id <> $5 OR $5 IS NULL)
+            AND (id <= $6 OR $6 IS NULL)"
     )
     .bind(user)
     .bind(now)
     .bind(reason.name())
     .bind(which.credential)
-    .bind(which.except);
+    .bind(which.except)
+    .bind(which.up_to);
     let ended = db.execute(sql).await?;
     Ok(i32::try_from(ended).unwrap_or(i32::MAX))
 }
