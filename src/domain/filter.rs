@@ -94,6 +94,20 @@ pub fn parse(filter: &str, offered: &[(&'static str, &'static [Operator])]) -> R
     }
 }
 
+/// For lists that offer one field, compared as equal: its value, if the filter names it.
+pub fn only<T>(
+    filter: &str,
+    field: &'static str,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>> {
+    let mut terms = self::parse(filter, &[(field, EQUAL)])?.into_iter();
+    let found = terms
+        .next()
+        .map(|term| value(&term, parse(&term.value), expected));
+    found.transpose()
+}
+
 /// The value of a term, or a refusal that says what was expected.
 pub fn value<T>(term: &Term, parsed: Option<T>, expected: &str) -> Result<T> {
     parsed.ok_or_else(|| refuse(format!("expects {expected} for `{}`", term.field)))

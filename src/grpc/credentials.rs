@@ -17,7 +17,7 @@ use crate::{
         account::{self, State},
         credential::{Credential, Edit, Kind, MAX_CLIENT_SECRETS, MAX_LABEL, WRITABLE},
         error::{Error, Fields, Reason, Result},
-        identifier,
+        filter, identifier,
         name::{AccountId, CredentialId, UserId},
         network::{self, MAX_CIDRS},
         page,
@@ -88,12 +88,14 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let account = call.account("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
+        let expected = "password or client_secret";
+        let kind = filter::only(&request.filter, "kind", expected, Kind::parse)?;
         let parent = account.to_string();
-        let context = call.page_context(&[&parent]);
+        let context = call.page_context(&[&parent, &request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let mut db = call.db().read().await?;
         state(&mut db, account).await?;
-        let rows = credentials::list(&mut db, account, after.as_ref(), limit + 1)
+        let rows = credentials::list(&mut db, account, kind, after.as_ref(), limit + 1)
             .await
             .map_err(Error::from)?;
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;

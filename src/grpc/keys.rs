@@ -14,7 +14,7 @@ use crate::{
     domain::{
         error::{Error, Fields, Reason, Result},
         event::Event,
-        page,
+        filter, page,
         signing_key::{Algorithm, MAX_PUBLISHED, SigningKey, State},
         text,
         user::MAX_REASON,
@@ -65,10 +65,12 @@ impl pb::key_service_server::KeyService for Keys {
     ) -> Reply<pb::ListSigningKeysResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let limit = page::size(request.page_size)?;
-        let context = call.page_context(&[]);
+        let expected = "PREPARED, ACTIVE, RETIRED or REVOKED";
+        let state = filter::only(&request.filter, "state", expected, State::parse)?;
+        let context = call.page_context(&[&request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let mut db = call.db().read().await?;
-        let rows = signing_keys::list(&mut db, after.as_ref(), limit + 1)
+        let rows = signing_keys::list(&mut db, state, after.as_ref(), limit + 1)
             .await
             .map_err(Error::from)?;
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;

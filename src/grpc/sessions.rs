@@ -17,6 +17,7 @@ use crate::{
     domain::{
         account::Lifecycle,
         error::{Error, Fields, Reason, Result},
+        filter,
         name::{AccountId, CredentialId, SessionId, UserId},
         page,
         password::Password,
@@ -29,7 +30,7 @@ use crate::{
         credentials,
         db::{Attempts, Isolation, Read, Write},
         events,
-        sessions::{self, Cursor, Which},
+        sessions::{self, Cursor, Query, Which},
         transact, users,
     },
 };
@@ -144,21 +145,23 @@ impl pb::session_service_server::SessionService for Sessions {
         let (call, request) = Call::enter(&self.app, request).await?;
         let user = call.user("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
+        let expected = "users/{uid}/credentials/{id} of the user";
+        let credential = filter::only(&request.filter, "credential", expected, |name| {
+            credential_of(&call, user, name).ok()
+        })?;
+        let query = Query {
+            user,
+            credential,
+            show_ended: request.show_ended,
+        };
         let (parent, ended) = (user.to_string(), request.show_ended.to_string());
-        let context = call.page_context(&[&parent, &ended]);
+        let context = call.page_context(&[&parent, &ended, &request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let mut db = call.db().read().await?;
         users::get(&mut db, user).await?;
-        let rows = sessions::list(
-            &mut db,
-            user,
-            request.show_ended,
-            call.now,
-            after.as_ref(),
-            limit + 1,
-        )
-        .await
-        .map_err(Error::from)?;
+        let rows = sessions::list(&mut db, &query, call.now, after.as_ref(), limit + 1)
+            .await
+            .map_err(Error::from)?;
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
         let sessions = rows.iter().map(|session| shown(session, &call)).collect();
         Ok(Response::new(pb::ListSessionsResponse {
@@ -200,13 +203,7 @@ impl pb::session_service_server::SessionService for Sessions {
         let user = call.user("user", &request.user)?;
         let credential = match request.credential.as_str() {
             "" => None,
-            name => {
-                let (owner, id) = call.child("credential", name, "credentials")?;
-                if owner != user.into() {
-                    return Err(Error::field("credential", "must be one of the user").into());
-                }
-                Some(CredentialId(id))
-            }
+            name => Some(credential_of(&call, user, name)?),
         };
         let except = call.caller.session().filter(|_| request.except_current);
         let which = Which {
@@ -223,6 +220,14 @@ impl pb::session_service_server::SessionService for Sessions {
             pb::RevokeSessionsResponse { count }
         })?;
         Ok(Response::new(response))
+    }
+}
+
+/// The credential of a user that a name stands for.
+fn credential_of(call: &Call, user: UserId, name: &str) -> Result<CredentialId> {
+    match call.child("credential", name, "credentials")? {
+        (owner, id) if owner == user.into() => Ok(CredentialId(id)),
+        _ => Err(Error::field("credential", "must be one of the user")),
     }
 }
 

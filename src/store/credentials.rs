@@ -87,18 +87,22 @@ impl Cursor {
 pub async fn list(
     db: &mut Read,
     account: AccountId,
+    kind: Option<Kind>,
     after: Option<&Cursor>,
     limit: i64,
 ) -> Result<Vec<Credential>> {
     let sql = sql!(
         "SELECT ",
         columns!(),
-        " FROM credentials c WHERE c.account_id = $1 AND c.id > $2 AND c.account_kind = $3
-          ORDER BY c.id LIMIT $4"
+        " FROM credentials c
+          WHERE c.account_id = $1 AND c.id > $2 AND c.account_kind = $3
+            AND (c.kind = $4 OR $4 IS NULL)
+          ORDER BY c.id LIMIT $5"
     )
     .bind(account)
     .bind(after.map_or(Uuid::nil(), |cursor| cursor.0))
     .bind(account_kind(account))
+    .bind(kind.map(Kind::name))
     .bind(limit);
     db.all(sql, credential).await
 }

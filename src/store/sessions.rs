@@ -99,11 +99,20 @@ impl Cursor {
     }
 }
 
-/// Newest first; with `show_ended` also those that are over.
+/// Which of a user's sessions to list.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    pub user: UserId,
+    /// Only those that began with this credential.
+    pub credential: Option<CredentialId>,
+    /// Whether those that are over are listed, too.
+    pub show_ended: bool,
+}
+
+/// Newest first.
 pub async fn list(
     db: &mut Read,
-    user: UserId,
-    show_ended: bool,
+    query: &Query,
     now: Timestamp,
     after: Option<&Cursor>,
     limit: i64,
@@ -114,12 +123,14 @@ pub async fn list(
         " FROM sessions s
           WHERE s.user_id = $1 AND s.id < $2
             AND ($3 OR (s.end_time IS NULL AND s.idle_expire_time > $4 AND s.expire_time > $4))
-          ORDER BY s.id DESC LIMIT $5"
+            AND (s.credential_id = $5 OR $5 IS NULL)
+          ORDER BY s.id DESC LIMIT $6"
     )
-    .bind(user)
+    .bind(query.user)
     .bind(after.map_or(Uuid::max(), |cursor| cursor.0))
-    .bind(show_ended)
+    .bind(query.show_ended)
     .bind(now)
+    .bind(query.credential)
     .bind(limit);
     db.all(sql, session).await
 }

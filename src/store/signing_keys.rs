@@ -81,16 +81,22 @@ impl Cursor {
 }
 
 /// Newest first.
-pub async fn list(db: &mut Read, after: Option<&Cursor>, limit: i64) -> Result<Vec<SigningKey>> {
+pub async fn list(
+    db: &mut Read,
+    state: Option<State>,
+    after: Option<&Cursor>,
+    limit: i64,
+) -> Result<Vec<SigningKey>> {
     let (time, kid) = after.map_or((i64::MAX, ""), |cursor| (cursor.time, &cursor.kid));
     let sql = sql!(
         "SELECT ",
         columns!(),
-        " FROM signing_keys WHERE (create_time, kid) < ($1, $2)
-          ORDER BY create_time DESC, kid DESC LIMIT $3"
+        " FROM signing_keys
+          WHERE (create_time, kid) < ($1, $2) AND (state = $3 OR $3 IS NULL)
+          ORDER BY create_time DESC, kid DESC LIMIT $4"
     );
-    db.all(sql.bind(time).bind(kid).bind(limit), signing_key)
-        .await
+    let sql = sql.bind(time).bind(kid).bind(state.map(State::name));
+    db.all(sql.bind(limit), signing_key).await
 }
 
 /// There is one active key: of two that are made active at once, one has to give way.

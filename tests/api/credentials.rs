@@ -109,6 +109,37 @@ on_both_engines! {
         assert_refused(refused, Reason::TokenExpired);
     }
 
+    async fn lists_show_what_their_filters_say(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let filtered = async |filter: &str, page_token: &str| {
+            let request = pb::ListCredentialsRequest {
+                parent: "users/me".to_owned(),
+                filter: filter.to_owned(),
+                page_token: page_token.to_owned(),
+                ..Default::default()
+            };
+            alice.actor.credentials().list_credentials(request).await.map(tonic::Response::into_inner)
+        };
+        for (filter, count) in [("", 1), ("kind = \"password\"", 1), ("kind = client_secret", 0)] {
+            assert_eq!(filtered(filter, "").await.expect("a list").credentials.len(), count, "{filter}");
+        }
+        for bad in ["kind = totp", "kind > password", "label = x", "kind = password AND kind = password"] {
+            assert_refused(filtered(bad, "").await, Reason::InvalidFilter);
+        }
+        let (account, _) = server.create_system_account(&[]).await;
+        let operator = server.operator().await;
+        operator.create_secret(&account.name).await.expect("a second secret");
+        let request = pb::ListCredentialsRequest { parent: account.name, page_size: 1, ..Default::default() };
+        let page = operator.credentials().list_credentials(request.clone()).await.expect("a page").into_inner();
+        let other = pb::ListCredentialsRequest {
+            page_token: page.next_page_token,
+            filter: "kind = client_secret".to_owned(),
+            ..request
+        };
+        assert_refused(operator.credentials().list_credentials(other).await, Reason::InvalidPageToken);
+    }
+
     async fn there_are_as_many_secrets_as_there_may_be(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

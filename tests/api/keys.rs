@@ -121,6 +121,22 @@ on_both_engines! {
         assert_refused(prepare(&operator, "").await, Reason::LimitReached);
     }
 
+    async fn lists_show_what_their_filters_say(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        prepare(&operator, "").await.expect("prepared");
+        let filtered = async |filter: &str| {
+            let request = pb::ListSigningKeysRequest { filter: filter.to_owned(), ..Default::default() };
+            operator.keys().list_signing_keys(request).await.map(|response| response.into_inner().signing_keys.len())
+        };
+        for (filter, count) in [("", 2), ("state = ACTIVE", 1), ("state = PREPARED", 1), ("state = REVOKED", 0)] {
+            assert_eq!(filtered(filter).await.expect("a list"), count, "{filter}");
+        }
+        for bad in ["state = active", "state < ACTIVE", "algorithm = ES256"] {
+            assert_refused(filtered(bad).await, Reason::InvalidFilter);
+        }
+    }
+
     async fn another_master_key_opens_nothing(engine: Engine) {
         let server = engine.server().await;
         let config = server.config.clone();

@@ -86,9 +86,15 @@ impl Installation {
         let give_up = Instant::now() + Duration::from_mins(1);
         loop {
             if let Some(fields) = serving(&log) {
-                let address = fields["address"].as_str().expect("an address");
-                let address = address.parse().expect("an address");
-                return Process { child, address };
+                let address = |name: &str| {
+                    let text = fields[name].as_str().expect(name);
+                    text.parse().expect("an address")
+                };
+                return Process {
+                    child,
+                    address: address("address"),
+                    ops_address: address("ops"),
+                };
             }
             let ended = child.try_wait().expect("a child");
             let text = || fs::read_to_string(&log).unwrap_or_default();
@@ -128,9 +134,19 @@ fn serving(log: &Path) -> Option<Value> {
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    pub ops_address: SocketAddr,
 }
 
 impl Process {
+    /// The value of one line of the metrics, 0 when it is not there yet.
+    pub async fn metric(&self, line: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.ops_address);
+        let text = reqwest::get(url).await.expect("an answer").text().await;
+        let text = text.expect("text");
+        let value = text.lines().find_map(|found| found.strip_prefix(line));
+        value.map_or(0.0, |value| value.trim().parse().expect("a number"))
+    }
+
     /// At once, in the middle of whatever it does.
     pub fn kill(mut self) {
         self.child.kill().expect("to kill it");

@@ -308,6 +308,25 @@ on_both_engines! {
         assert_refused(sign_in().await.map(drop), Reason::WrongState);
     }
 
+    async fn lists_show_what_their_filters_say(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        server.sign_in("alice").await;
+        let own = list(&alice.actor, "users/me", false).await;
+        let filtered = async |filter: String| {
+            let request = pb::ListSessionsRequest { parent: "users/me".to_owned(), filter, ..Default::default() };
+            alice.actor.sessions().list_sessions(request).await.map(|response| response.into_inner().sessions.len())
+        };
+        assert_eq!(filtered(format!("credential = \"{}\"", own[0].credential)).await.expect("a list"), 2);
+        let other = format!("credential = \"{}/credentials/018f0000-0000-7000-8000-000000000001\"", alice.name());
+        assert_eq!(filtered(other).await.expect("a list"), 0);
+        let bob = server.signed_in("bob").await;
+        let of_bob = &list(&bob.actor, "users/me", false).await[0].credential;
+        for bad in [format!("credential = \"{of_bob}\""), "credential = x".to_owned(), "state = ACTIVE".to_owned()] {
+            assert_refused(filtered(bad).await, Reason::InvalidFilter);
+        }
+    }
+
     async fn of_too_many_sessions_the_oldest_ends(engine: Engine) {
         let server = engine.server_with(|config| config.sessions.max_per_user = 2).await;
         server.user("alice").await;

@@ -133,12 +133,13 @@ fn every_mutation_can_be_retried_tried_out_and_guarded_against_lost_updates() {
 }
 
 #[test]
-fn every_list_comes_in_pages() {
+fn every_list_comes_in_pages_and_can_be_filtered() {
     let pool = pool();
     for rpc in rpcs(&pool)
         .into_iter()
         .filter(|rpc| rpc.name().starts_with("List"))
     {
+        assert!(has(&rpc.input(), "filter"), "{}", rpc.name());
         assert!(
             has(&rpc.input(), "page_size") && has(&rpc.input(), "page_token"),
             "{}",
