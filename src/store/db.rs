@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use super::{
     error::{Error, Result},
+    postgres::Transaction,
     sql::{Row, Sql},
     sqlite::{Lane, Loan},
 };
@@ -134,12 +135,12 @@ impl Db {
         }
     }
 
-    async fn begin(&self, isolation: Isolation) -> domain::error::Result<Write> {
+    async fn begin(&self, isolation: Isolation, attempt: u32) -> domain::error::Result<Write> {
         self.stats.transactions.fetch_add(1, Relaxed);
         let link = match &self.engine {
             Engine::Sqlite { writer, .. } => Link::SqliteWriter(writer.borrow().await?),
             Engine::Postgres { writers, .. } => {
-                Link::PostgresWriter(Transaction::begin(writers, isolation).await?)
+                Link::PostgresWriter(Transaction::begin(writers, isolation, attempt).await?)
             }
         };
         Ok(Write(Read {
@@ -239,47 +240,8 @@ impl Write {
     async fn finish(self, keep: bool) -> Result<bool> {
         match self.0.link {
             Link::SqliteWriter(loan) => loan.finish(keep && !self.0.failed).await,
-            Link::PostgresWriter(transaction) => transaction.finish(keep).await,
+            Link::PostgresWriter(transaction) => transaction.finish(keep).await.map(|()| true),
             Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot commit")),
-        }
-    }
-}
-
-/// A transaction on `PostgreSQL`. Dropped before its end, by a panic or a timeout, it takes its
-/// connection with it: what state that is in nobody knows.
-struct Transaction(Option<PoolConnection<Postgres>>);
-
-impl Transaction {
-    async fn begin(pool: &PgPool, isolation: Isolation) -> Result<Self> {
-        let mut transaction = Self(Some(acquire(pool).await?));
-        let begin = match isolation {
-            Isolation::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
-            Isolation::ReadCommitted => "BEGIN ISOLATION LEVEL READ COMMITTED",
-        };
-        sqlx::raw_sql(begin)
-            .execute(transaction.connection()?)
-            .await?;
-        Ok(transaction)
-    }
-
-    fn connection(&mut self) -> Result<&mut PgConnection> {
-        let connection = self.0.as_deref_mut();
-        connection.ok_or_else(|| Error::broken("the transaction has ended"))
-    }
-
-    async fn finish(mut self, keep: bool) -> Result<bool> {
-        let end = if keep { "COMMIT" } else { "ROLLBACK" };
-        sqlx::raw_sql(end).execute(self.connection()?).await?;
-        // Back to the pool, in a known state.
-        drop(self.0.take());
-        Ok(true)
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(connection.detach());
         }
     }
 }
@@ -310,7 +272,7 @@ impl<'a> Attempts<'a> {
     pub async fn begin(&mut self) -> domain::error::Result<Write> {
         loop {
             self.made += 1;
-            match self.db.begin(self.isolation).await {
+            match self.db.begin(self.isolation, self.made).await {
                 Err(domain::error::Error::Conflict) if self.made < MAX_ATTEMPTS => {
                     self.again().await;
                 }

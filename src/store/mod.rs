@@ -13,6 +13,7 @@ pub mod leases;
 pub mod meta;
 pub mod open;
 pub mod password_resets;
+mod postgres;
 pub mod requests;
 pub mod sessions;
 pub mod signing_keys;

@@ -12,10 +12,11 @@ use std::{
 use accountd::grpc::pb;
 use sqlx::{Connection as _, PgConnection};
 use tokio::{sync::Barrier, task::JoinSet};
+use tonic::Status;
 
 use crate::{
     credentials::{redeem, reset_code},
-    harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
+    harness::{Actor, Engine, Refusal as _, Server, connect, on_both_engines},
 };
 
 const AT_ONCE: usize = 64;
@@ -130,6 +131,37 @@ on_both_engines! {
         assert!(answers.iter().all(|answer| answer == "OK" || answer == "ABORTED ETAG_MISMATCH"), "{answers:?}");
     }
 
+    async fn strangers_get_through_however_slow_the_disk_is(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.database.max_connections = 32;
+            if let Some(url) = &mut config.database_url {
+                url.0 += SLOW_COMMITS;
+            }
+        });
+        let server = server.await;
+        let operator = server.operator().await;
+        let mut callers = vec![operator.clone(); AT_ONCE / 2];
+        // One half of them at another process.
+        let second = match engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(server.second_instance().await),
+        };
+        if let Some(second) = &second {
+            let there = Actor::new(connect(second.address).await, Some(operator.token()));
+            callers[AT_ONCE / 4..].fill(there);
+        }
+        let answers = at_once(&callers, |operator| async move {
+            let user = operator.create_user(pb::User::default()).await?;
+            for _ in 0..4 {
+                reset_code(&operator, &user.name).await?;
+            }
+            Ok::<_, Status>(())
+        });
+        for answer in answers.await {
+            assert_eq!(answer.outcome(), "OK");
+        }
+    }
+
     async fn nobody_is_signed_in_by_a_password_that_is_gone(engine: Engine) {
         let server = engine.server_with(|config| {
             config.hashing.memory_kib = 64;
@@ -221,6 +253,10 @@ on_both_engines! {
         assert_eq!(orphans(&operator).await, 0, "no user without its event");
     }
 }
+
+/// Options of PostgreSQL under which every commit takes as long as a slow disk, so that transactions
+/// overlap that would otherwise seldom meet.
+const SLOW_COMMITS: &str = "?options=-c%20commit_delay%3D50000%20-c%20commit_siblings%3D0";
 
 /// Connections of their own.
 async fn callers(server: &Server) -> Vec<Actor> {
