@@ -31,7 +31,6 @@ pub struct Hasher {
     shared: Arc<Shared>,
     random: Arc<dyn Random>,
     cost: Cost,
-    lanes: usize,
     max_wait: Duration,
     /// What a password is compared with when there is none, so that it costs the same.
     nobody: PasswordHash,
@@ -54,6 +53,7 @@ struct Shared {
     ready: Condvar,
     pepper: Zeroizing<[u8; 32]>,
     stats: Arc<Stats>,
+    lanes: usize,
     /// Microseconds that one hash takes, as it was lately.
     typical_us: AtomicU64,
 }
@@ -95,6 +95,21 @@ pub struct Ticket {
     shared: Arc<Shared>,
     /// Whose it is, where that is known.
     account: Option<AccountId>,
+}
+
+impl Ticket {
+    /// The same place, of an account that is known by now: OVERLOADED if it has too many.
+    pub fn of(mut self, account: AccountId) -> Result<Self> {
+        let mut queue = self.shared.lock();
+        let places = queue.by_account.entry(account).or_default();
+        if *places >= MAX_PER_ACCOUNT {
+            return Err(self.shared.refuse(self.shared.wait(MAX_PER_ACCOUNT)));
+        }
+        *places += 1;
+        drop(queue);
+        self.account = Some(account);
+        Ok(self)
+    }
 }
 
 impl Drop for Ticket {
@@ -141,6 +156,7 @@ impl Hasher {
             ready: Condvar::new(),
             pepper,
             stats: Arc::default(),
+            lanes,
             typical_us: AtomicU64::new(micros(begin.elapsed())),
         });
         let mut memory = Some(memory);
@@ -159,7 +175,6 @@ impl Hasher {
             shared,
             random,
             cost,
-            lanes,
             max_wait,
             nobody,
         })
@@ -169,8 +184,8 @@ impl Hasher {
         &self.shared.stats
     }
 
-    pub const fn lanes(&self) -> usize {
-        self.lanes
+    pub fn lanes(&self) -> usize {
+        self.shared.lanes
     }
 
     pub const fn cost(&self) -> Cost {
@@ -179,54 +194,21 @@ impl Hasher {
 
     /// A place in the queue, unless the wait would outlast the patience of the server or the
     /// caller's `deadline`: then OVERLOADED, at once, with the time after which to try again.
-    pub fn admit(&self, deadline: Instant, account: Option<AccountId>) -> Result<Ticket> {
-        let stats = &self.shared.stats;
-        if let Some(account) = account {
-            let mut queue = self.shared.lock();
-            let places = queue.by_account.entry(account).or_default();
-            if *places >= MAX_PER_ACCOUNT {
-                stats.refused.fetch_add(1, Relaxed);
-                return Err(Error::Exhausted {
-                    reason: Reason::Overloaded,
-                    retry_after: self.wait(MAX_PER_ACCOUNT.max(self.lanes)),
-                });
-            }
-            *places += 1;
-        }
-        let ahead = stats.waiting.fetch_add(1, Relaxed);
+    pub fn admit(&self, deadline: Instant) -> Result<Ticket> {
+        let ahead = self.shared.stats.waiting.fetch_add(1, Relaxed);
         let ticket = Ticket {
             shared: Arc::clone(&self.shared),
-            account,
+            account: None,
         };
-        self.require_patience(ahead, deadline)?;
-        Ok(ticket)
-    }
-
-    /// Refuses who could not be admitted now, before anything is spent on them.
-    pub fn require_room(&self, deadline: Instant) -> Result<()> {
-        self.require_patience(self.shared.stats.waiting.load(Relaxed), deadline)
-    }
-
-    fn require_patience(&self, ahead: usize, deadline: Instant) -> Result<()> {
-        let wait = self.wait(ahead);
         let patience = deadline
             .saturating_duration_since(Instant::now())
             .min(self.max_wait);
+        let wait = self.shared.wait(ahead);
         if wait <= patience {
-            return Ok(());
+            Ok(ticket)
+        } else {
+            Err(self.shared.refuse(wait))
         }
-        self.shared.stats.refused.fetch_add(1, Relaxed);
-        Err(Error::Exhausted {
-            reason: Reason::Overloaded,
-            retry_after: wait,
-        })
-    }
-
-    /// How long `ahead` calls take before a lane is free: whole rounds of all lanes.
-    fn wait(&self, ahead: usize) -> Duration {
-        let rounds = ahead / self.lanes;
-        let typical = Duration::from_micros(self.shared.typical_us.load(Relaxed));
-        typical.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
     }
 
     /// Whether the password is the stored one, and the password back. Without a stored one it is
@@ -282,6 +264,21 @@ impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         // Nothing panics while it holds the lock; the queue is sound in any case.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long `ahead` calls take before a lane is free: whole rounds of all lanes.
+    fn wait(&self, ahead: usize) -> Duration {
+        let rounds = ahead / self.lanes;
+        let typical = Duration::from_micros(self.typical_us.load(Relaxed));
+        typical.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
+    }
+
+    fn refuse(&self, retry_after: Duration) -> Error {
+        self.stats.refused.fetch_add(1, Relaxed);
+        Error::Exhausted {
+            reason: Reason::Overloaded,
+            retry_after: retry_after.max(Duration::from_micros(self.typical_us.load(Relaxed))),
+        }
     }
 
     /// A lane: one job after another until the pool is closed.
@@ -372,21 +369,24 @@ mod tests {
     #[tokio::test]
     async fn nobody_fills_the_queue_alone() {
         let hasher = hasher(1, Duration::from_hours(1));
-        let account = |id| Some(AccountId::User(UserId(uuid::Uuid::from_u128(id))));
+        let of = |id| {
+            let account = AccountId::User(UserId(uuid::Uuid::from_u128(id)));
+            hasher.admit(soon()).expect("a place").of(account)
+        };
         let taken: Vec<Ticket> = (0..MAX_PER_ACCOUNT)
-            .map(|_| hasher.admit(soon(), account(1)).expect("a place"))
+            .map(|_| of(1).expect("a place"))
             .collect();
-        assert!(hasher.admit(soon(), account(1)).is_err());
-        assert!(hasher.admit(soon(), account(2)).is_ok());
+        assert!(of(1).is_err());
+        assert!(of(2).is_ok());
         drop(taken);
-        assert!(hasher.admit(soon(), account(1)).is_ok());
+        assert!(of(1).is_ok());
         assert!(hasher.shared.lock().by_account.is_empty());
     }
 
     #[tokio::test]
     async fn a_hash_verifies_its_own_password_and_nothing_verifies_without_one() {
         let hasher = hasher(2, Duration::from_secs(5));
-        let admit = || hasher.admit(soon(), None).expect("idle");
+        let admit = || hasher.admit(soon()).expect("idle");
         let hash = hasher
             .hash(admit(), password("right"))
             .await
@@ -410,15 +410,15 @@ mod tests {
         let hasher = hasher(1, Duration::from_secs(5));
         hasher.shared.typical_us.store(1_000_000, Relaxed);
         let places: Vec<Ticket> = (0..6)
-            .map(|_| hasher.admit(soon(), None).expect("5 s at most"))
+            .map(|_| hasher.admit(soon()).expect("5 s at most"))
             .collect();
-        let refusal = hasher.admit(soon(), None).err().expect("6 s");
+        let refusal = hasher.admit(soon()).err().expect("6 s");
         assert!(matches!(
             refusal,
             Error::Exhausted { reason: Reason::Overloaded, retry_after } if retry_after == Duration::from_secs(6)
         ));
         drop(places);
-        assert!(hasher.admit(soon(), None).is_ok());
+        assert!(hasher.admit(soon()).is_ok());
         assert_eq!(hasher.stats().refused.load(Relaxed), 1);
     }
 
@@ -426,10 +426,10 @@ mod tests {
     async fn a_deadline_counts_like_the_patience_of_the_server() {
         let hasher = hasher(1, Duration::from_secs(5));
         hasher.shared.typical_us.store(1_000_000, Relaxed);
-        let _first = hasher.admit(soon(), None).expect("idle");
+        let _first = hasher.admit(soon()).expect("idle");
         assert!(
             hasher
-                .admit(Instant::now() + Duration::from_millis(500), None)
+                .admit(Instant::now() + Duration::from_millis(500))
                 .is_err()
         );
     }
@@ -437,7 +437,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_that_goes_away_frees_no_lane() {
         let hasher = hasher(1, Duration::from_secs(5));
-        let job = hasher.hash(hasher.admit(soon(), None).expect("idle"), password("x"));
+        let job = hasher.hash(hasher.admit(soon()).expect("idle"), password("x"));
         // Asked once, which queues it, and then dropped.
         let mut job = Box::pin(job);
         let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(job.as_mut().poll(cx))).await;

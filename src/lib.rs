@@ -53,7 +53,7 @@
 //! - every token that is made: `grpc/mint.rs`; every token that is believed: [`domain::keyring`] and
 //!   [`domain::token::Standing`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
-//! - what is durable when: [`store`], `store/sqlite.rs`
+//! - what is durable when, and what waits for what: [`store`], `store/sqlite.rs`, `store/postgres.rs`
 //! - what a stranger can cost: [`listener`], [`grpc::body`], [`grpc::layer`], [`hasher`]
 
 pub mod domain;

@@ -210,7 +210,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             credential, hash, ..
         } = secrets::password(&call, attempt).await?;
         let hasher = &call.app().hasher;
-        let ticket = hasher.admit(call.deadline, Some(id.into()))?;
+        let ticket = hasher.admit(call.deadline)?.of(id.into())?;
         let new = hasher.hash(ticket, new).await?;
         let response = mutate!(call, |tx| {
             let password = find(tx, id.into(), credential).await?;
@@ -309,7 +309,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         fields.finish()?;
         let new = new.ok_or_else(|| Error::internal("checked above"))?;
         let hasher = &call.app().hasher;
-        let ticket = hasher.admit(call.deadline, Some(id.into()))?;
+        let ticket = hasher.admit(call.deadline)?.of(id.into())?;
         let new = hasher.hash(ticket, new).await?;
         let response = mutate!(call, |tx| {
             let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
@@ -388,7 +388,7 @@ async fn create_password(
     let password = password.ok_or_else(|| Error::internal("checked above"))?;
     let hasher = &call.app().hasher;
     let hash = hasher
-        .hash(hasher.admit(call.deadline, Some(parent))?, password)
+        .hash(hasher.admit(call.deadline)?.of(parent)?, password)
         .await?;
     let mut credential = secrets::password_credential(call, id);
     for edit in edits {

@@ -79,7 +79,8 @@ pub(super) struct Proven {
 /// statements run.
 pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
     let (app, now) = (call.app(), call.now);
-    app.hasher.require_room(call.deadline)?;
+    // A place in the queue before the first query: when many come at once, most cost nothing.
+    let ticket = app.hasher.admit(call.deadline)?;
     let mut db = call.db().read().await?;
     let owner = find_owner(&mut db, attempt.whose).await?;
     let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
@@ -98,10 +99,13 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
             }),
         });
     let ways = ways_to_charge(call, &attempt, account, device);
-    // Who has to wait takes no place in the queue, and who cannot be served in time writes nothing.
+    // Who has to wait gives the place back at once, and who cannot be served in time writes nothing.
     require_patience(&mut db, call, &ways).await?;
     drop(db);
-    let ticket = app.hasher.admit(call.deadline, account)?;
+    let ticket = match account {
+        Some(account) => ticket.of(account)?,
+        None => ticket,
+    };
     let charged = charge_attempt(call, ways).await?;
     let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
 
@@ -126,7 +130,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
     refund(call, &charged).await?;
     let rehash = match hash
         .is_outdated(app.hasher.cost())
-        .then(|| app.hasher.admit(call.deadline, account))
+        .then(|| app.hasher.admit(call.deadline))
     {
         Some(Ok(ticket)) => Some(app.hasher.hash(ticket, password).await?),
         // Up to date, or a server so busy that it leaves this for the next time.

@@ -76,11 +76,7 @@ impl pb::user_service_server::UserService for Users {
         let hash = match password {
             Some(password) => {
                 let hasher = &call.app().hasher;
-                Some(
-                    hasher
-                        .hash(hasher.admit(call.deadline, None)?, password)
-                        .await?,
-                )
+                Some(hasher.hash(hasher.admit(call.deadline)?, password).await?)
             }
             None => None,
         };
