@@ -6,7 +6,7 @@
 //! Invariant: memory is lanes × cost whatever arrives, and a client that goes away frees no lane.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -23,6 +24,7 @@ use crate::{
         error::{Error, Reason, Result},
         name::AccountId,
         password::{self, Cost, Memory, Password, PasswordHash},
+        tally::Tally,
     },
     env::Random,
 };
@@ -62,7 +64,9 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     /// Places taken, of accounts that are known.
-    by_account: HashMap<AccountId, usize>,
+    by_account: Tally<AccountId>,
+    /// Candidates of each network.
+    candidates: Tally<IpNet>,
     closed: bool,
 }
 
@@ -90,6 +94,22 @@ enum Answer {
     Verified(bool, Password),
 }
 
+/// Somebody who will want a place, unless a look at who it is says otherwise.
+pub struct Candidate {
+    shared: Arc<Shared>,
+    network: Option<IpNet>,
+    /// What a hash took when there was room.
+    typical: Duration,
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        if let Some(network) = self.network {
+            self.shared.lock().candidates.give_back(&network, 1);
+        }
+    }
+}
+
 /// A place in the queue.
 pub struct Ticket {
     shared: Arc<Shared>,
@@ -101,11 +121,12 @@ impl Ticket {
     /// The same place, of an account that is known by now: OVERLOADED if it has too many.
     pub fn of(mut self, account: AccountId) -> Result<Self> {
         let mut queue = self.shared.lock();
-        let places = queue.by_account.entry(account).or_default();
-        if *places >= MAX_PER_ACCOUNT {
-            return Err(self.shared.refuse(self.shared.wait(MAX_PER_ACCOUNT)));
+        if queue.by_account.of(&account) >= MAX_PER_ACCOUNT {
+            return Err(self
+                .shared
+                .refuse(self.shared.wait(MAX_PER_ACCOUNT, self.shared.typical())));
         }
-        *places += 1;
+        queue.by_account.take(account, 1);
         drop(queue);
         self.account = Some(account);
         Ok(self)
@@ -116,13 +137,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.shared.stats.waiting.fetch_sub(1, Relaxed);
         if let Some(account) = self.account {
-            let mut lock = self.shared.lock();
-            if let Some(places) = lock.by_account.get_mut(&account) {
-                *places -= 1;
-                if *places == 0 {
-                    lock.by_account.remove(&account);
-                }
-            }
+            self.shared.lock().by_account.give_back(&account, 1);
         }
     }
 }
@@ -192,22 +207,61 @@ impl Hasher {
         self.cost
     }
 
+    /// Refuses who could not be admitted now, before anything else is spent on them. Candidates of
+    /// the same network are ahead of each other, so a burst does not get further than its places; those
+    /// of other networks are not, so that nobody's candidates keep others out.
+    pub fn consider(&self, deadline: Instant, network: Option<IpNet>) -> Result<Candidate> {
+        let mut queue = self.shared.lock();
+        let ahead = network.map_or(0, |network| queue.candidates.of(&network));
+        let ahead = ahead + self.shared.stats.waiting.load(Relaxed);
+        let typical = self.shared.typical();
+        self.require_patience(ahead, typical, deadline)?;
+        if let Some(network) = network {
+            queue.candidates.take(network, 1);
+        }
+        drop(queue);
+        Ok(Candidate {
+            shared: Arc::clone(&self.shared),
+            network,
+            typical,
+        })
+    }
+
     /// A place in the queue, unless the wait would outlast the patience of the server or the
     /// caller's `deadline`: then OVERLOADED, at once, with the time after which to try again.
     pub fn admit(&self, deadline: Instant) -> Result<Ticket> {
+        let (ticket, ahead) = self.place();
+        self.require_patience(ahead, self.shared.typical(), deadline)?;
+        Ok(ticket)
+    }
+
+    /// The same for a candidate, who is refused only if others have come in between: that a hash takes
+    /// longer by now sends nobody away who has been looked up.
+    pub fn admit_candidate(&self, candidate: Candidate, deadline: Instant) -> Result<Ticket> {
+        let (ticket, ahead) = self.place();
+        let typical = candidate.typical.min(self.shared.typical());
+        self.require_patience(ahead, typical, deadline)?;
+        drop(candidate);
+        Ok(ticket)
+    }
+
+    /// A place, and how many are ahead of it.
+    fn place(&self) -> (Ticket, usize) {
         let ahead = self.shared.stats.waiting.fetch_add(1, Relaxed);
         let ticket = Ticket {
             shared: Arc::clone(&self.shared),
             account: None,
         };
+        (ticket, ahead)
+    }
+
+    fn require_patience(&self, ahead: usize, typical: Duration, deadline: Instant) -> Result<()> {
         let patience = deadline
             .saturating_duration_since(Instant::now())
             .min(self.max_wait);
-        let wait = self.shared.wait(ahead);
-        if wait <= patience {
-            Ok(ticket)
-        } else {
-            Err(self.shared.refuse(wait))
+        match self.shared.wait(ahead, typical) {
+            wait if wait <= patience => Ok(()),
+            wait => Err(self.shared.refuse(wait)),
         }
     }
 
@@ -266,10 +320,14 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a hash takes lately.
+    fn typical(&self) -> Duration {
+        Duration::from_micros(self.typical_us.load(Relaxed))
+    }
+
     /// How long `ahead` calls take before a lane is free: whole rounds of all lanes.
-    fn wait(&self, ahead: usize) -> Duration {
+    fn wait(&self, ahead: usize, typical: Duration) -> Duration {
         let rounds = ahead / self.lanes;
-        let typical = Duration::from_micros(self.typical_us.load(Relaxed));
         typical.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX))
     }
 
@@ -277,7 +335,7 @@ impl Shared {
         self.stats.refused.fetch_add(1, Relaxed);
         Error::Exhausted {
             reason: Reason::Overloaded,
-            retry_after: retry_after.max(Duration::from_micros(self.typical_us.load(Relaxed))),
+            retry_after: retry_after.max(self.typical()),
         }
     }
 
@@ -381,6 +439,39 @@ mod tests {
         drop(taken);
         assert!(of(1).is_ok());
         assert!(hasher.shared.lock().by_account.is_empty());
+    }
+
+    #[tokio::test]
+    async fn candidates_of_one_network_keep_out_nobody_else() {
+        let hasher = hasher(1, Duration::from_secs(5));
+        hasher.shared.typical_us.store(1_000_000, Relaxed);
+        let network = |last| Some(IpNet::from(std::net::IpAddr::from([192, 0, 2, last])));
+        let candidates: Vec<Candidate> = (0..6)
+            .map(|_| hasher.consider(soon(), network(1)).expect("room"))
+            .collect();
+        assert!(hasher.consider(soon(), network(1)).is_err());
+        assert!(hasher.consider(soon(), network(2)).is_ok());
+        assert!(hasher.admit(soon()).is_ok(), "and take no place");
+        hasher.shared.typical_us.store(2_000_000, Relaxed);
+        let mut places: Vec<Ticket> = Vec::new();
+        for candidate in candidates {
+            places.push(
+                hasher
+                    .admit_candidate(candidate, soon())
+                    .expect("as promised"),
+            );
+        }
+        hasher.shared.typical_us.store(1_000_000, Relaxed);
+        drop(places);
+        assert!(hasher.consider(soon(), network(1)).is_ok());
+        assert!(hasher.shared.lock().candidates.is_empty());
+        let _places: Vec<Ticket> = (0..6)
+            .map(|_| hasher.admit(soon()).expect("room"))
+            .collect();
+        assert!(
+            hasher.consider(soon(), network(2)).is_err(),
+            "no place left"
+        );
     }
 
     #[tokio::test]

@@ -4,11 +4,10 @@
 //! a peer may say nothing, and how long the end may take.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -31,13 +30,18 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::{config::Limits, domain::network, grpc::layer::Peer, telemetry::Connections};
+use crate::{
+    config::Limits,
+    domain::{network, tally::Tally},
+    grpc::layer::Peer,
+    telemetry::Connections,
+};
 
 /// What all listeners of a server share.
 pub struct Shared {
     limits: Limits,
     slots: Arc<Semaphore>,
-    per_network: Mutex<HashMap<IpNet, usize>>,
+    per_network: Mutex<Tally<IpNet>>,
     tls: Option<TlsAcceptor>,
     metrics: Connections,
 }
@@ -57,21 +61,23 @@ impl Shared {
     fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let network = network::source(address);
-        let mut counts = self
-            .per_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(network).or_default();
-        if *count >= self.limits.max_connections_per_address {
+        let mut per_network = self.per_network();
+        if per_network.of(&network) >= self.limits.max_connections_per_address {
             return None;
         }
-        *count += 1;
+        per_network.take(network, 1);
         self.metrics.open.inc();
         Some(Place {
             shared: Arc::clone(self),
             network,
             _permit: permit,
         })
+    }
+
+    fn per_network(&self) -> MutexGuard<'_, Tally<IpNet>> {
+        self.per_network
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,17 +90,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self
-            .shared
-            .per_network
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.network);
-            }
-        }
+        self.shared.per_network().give_back(&self.network, 1);
         self.shared.metrics.open.dec();
     }
 }

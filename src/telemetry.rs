@@ -94,7 +94,8 @@ impl Metrics {
             registry: Registry::default(),
         };
         registry.register("rpcs", "Finished calls", metrics.rpcs.clone());
-        registry.register("rpc_seconds", "Time to answer", metrics.rpc_seconds.clone());
+        let help = "Time from a whole request to its answer";
+        registry.register("rpc_seconds", help, metrics.rpc_seconds.clone());
         registry.register("calls", "Calls in progress", metrics.calls.clone());
         let Connections { open, refused } = metrics.connections.clone();
         registry.register("connections", "Open connections", open);

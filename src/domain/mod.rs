@@ -22,6 +22,7 @@ pub mod secret;
 pub mod session;
 pub mod signing_key;
 pub mod system_account;
+pub mod tally;
 pub mod text;
 pub mod throttle;
 pub mod time;

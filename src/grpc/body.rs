@@ -5,7 +5,6 @@
 //! calls in progress, nor more memory than was set aside for strangers.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +17,7 @@ use ipnet::IpNet;
 use tonic::Status;
 
 use super::status;
-use crate::domain::network;
+use crate::domain::{network, tally::Tally};
 
 /// How much more than its limit a body may bring before its connection is closed. A client that is
 /// still sending when that happens gets to see no answer.
@@ -42,7 +41,7 @@ pub struct Intake {
 #[derive(Default)]
 struct Taken {
     total: usize,
-    by_network: HashMap<IpNet, usize>,
+    by_network: Tally<IpNet>,
 }
 
 /// A body, and the memory it takes until this is dropped.
@@ -121,16 +120,14 @@ impl Share {
     fn grow(&mut self, bytes: usize) -> Result<(), Status> {
         let max = self.intake.max;
         let mut taken = self.intake.lock();
-        let of_network = self
-            .network
-            .and_then(|network| taken.by_network.get(&network).copied());
+        let of_network = self.network.map(|network| taken.by_network.of(&network));
         let of_network = of_network.unwrap_or_default() + bytes;
         if taken.total + bytes > max || of_network > max / NETWORK_SHARE {
             return Err(status::overloaded());
         }
         taken.total += bytes;
         if let Some(network) = self.network {
-            taken.by_network.insert(network, of_network);
+            taken.by_network.take(network, bytes);
         }
         drop(taken);
         self.bytes += bytes;
@@ -142,14 +139,8 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.intake.lock();
         taken.total -= self.bytes;
-        let Some(network) = self.network else {
-            return;
-        };
-        if let Some(of_network) = taken.by_network.get_mut(&network) {
-            *of_network -= self.bytes;
-            if *of_network == 0 {
-                taken.by_network.remove(&network);
-            }
+        if let Some(network) = self.network {
+            taken.by_network.give_back(&network, self.bytes);
         }
     }
 }

@@ -417,8 +417,9 @@ fn text(metadata: &MetadataMap, name: &str) -> String {
     value.unwrap_or_default().to_owned()
 }
 
-/// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its first answer, the answer of a first attempt
-/// is recorded for retries, and `validate_only` rolls everything back.
+/// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its
+/// first answer, the answer of a first attempt is recorded for retries, and `validate_only` rolls
+/// everything back.
 macro_rules! mutate {
     ($call:expr, |$tx:ident| $body:block) => {
         $crate::store::transact!(

@@ -88,7 +88,9 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
             Err(status) => return answer(&status),
         };
     }
-    let patience = (begin + patience).saturating_duration_since(Instant::now());
+    // How long a client takes to send its request says nothing about the server.
+    let received = Instant::now();
+    let patience = (begin + patience).saturating_duration_since(received);
     if patience.is_zero() {
         return answer(&status::deadline());
     }
@@ -114,7 +116,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
         let head = better.as_ref().or(head.as_ref());
         let code = head.map_or(Code::Ok, Status::code);
         let metrics = &place.app.metrics;
-        metrics.rpc(name, status::code_name(code), begin.elapsed());
+        metrics.rpc(name, status::code_name(code), received.elapsed());
         tracing::debug!(code = status::code_name(code), "answered");
         drop(place);
         match better {

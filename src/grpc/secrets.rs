@@ -79,8 +79,9 @@ pub(super) struct Proven {
 /// statements run.
 pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven> {
     let (app, now) = (call.app(), call.now);
-    // A place in the queue before the first query: when many come at once, most cost nothing.
-    let ticket = app.hasher.admit(call.deadline)?;
+    // Before the first query: when many come at once, most cost nothing.
+    let network = call.address.map(network::source);
+    let candidate = app.hasher.consider(call.deadline, network)?;
     let mut db = call.db().read().await?;
     let owner = find_owner(&mut db, attempt.whose).await?;
     let account = owner.as_ref().map(|owner| AccountId::User(owner.id));
@@ -99,9 +100,10 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
             }),
         });
     let ways = ways_to_charge(call, &attempt, account, device);
-    // Who has to wait gives the place back at once, and who cannot be served in time writes nothing.
+    // Who has to wait takes no place in the queue, and who cannot be served in time writes nothing.
     require_patience(&mut db, call, &ways).await?;
     drop(db);
+    let ticket = app.hasher.admit_candidate(candidate, call.deadline)?;
     let ticket = match account {
         Some(account) => ticket.of(account)?,
         None => ticket,
@@ -296,22 +298,21 @@ fn ways_to_charge(
 }
 
 /// A first look, which decides nothing: refuses an attempt that would have to wait whichever way it
-/// is charged.
+/// is charged, for the shortest of these waits.
 async fn require_patience(db: &mut Read, call: &Call, ways: &[Vec<Charge>]) -> Result<()> {
-    let mut refusal = Ok(());
+    let mut shortest = Duration::MAX;
     for way in ways {
-        refusal = Ok(());
+        let mut wait = None;
         for (key, _, rule) in keyed(call, way) {
             let counter = throttles::find(db, &key).await?;
-            if let Err(retry_after) = rule.charge(counter, call.now) {
-                refusal = Err(throttled(call, retry_after));
-            }
+            wait = wait.max(rule.charge(counter, call.now).err());
         }
-        if refusal.is_ok() {
-            break;
+        match wait {
+            None => return Ok(()),
+            Some(wait) => shortest = shortest.min(wait),
         }
     }
-    refusal
+    Err(counted(call, throttled(shortest)))
 }
 
 /// Charges the first way that has credit left, or none of them; what was charged.
@@ -328,15 +329,20 @@ async fn charge_attempt(call: &Call, ways: Vec<Vec<Charge>>) -> Result<Vec<Charg
             Err(error) => return Err(error),
         }
     }
-    Err(refusal)
+    Err(counted(call, refusal))
 }
 
-fn throttled(call: &Call, retry_after: Duration) -> Error {
-    call.app().metrics.throttled.inc();
+const fn throttled(retry_after: Duration) -> Error {
     Error::Exhausted {
         reason: Reason::Throttled,
         retry_after,
     }
+}
+
+/// A refusal that is an answer, not only one way that was not open.
+fn counted(call: &Call, refusal: Error) -> Error {
+    call.app().metrics.throttled.inc();
+    refusal
 }
 
 fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
@@ -348,9 +354,7 @@ fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
 async fn charge_in(tx: &mut Write, call: &Call, charges: &[Charge]) -> Result<()> {
     for (key, _, rule) in keyed(call, charges) {
         let counter = throttles::lock(tx, &key).await?;
-        let counter = rule
-            .charge(counter, call.now)
-            .map_err(|retry_after| throttled(call, retry_after))?;
+        let counter = rule.charge(counter, call.now).map_err(throttled)?;
         throttles::update(tx, &key, counter).await?;
     }
     Ok(())
@@ -408,7 +412,7 @@ async fn refuse(
     );
     match outcome {
         Ok(()) => Ok(Error::Unauthenticated(reason)),
-        Err(throttled @ Error::Exhausted { .. }) => Ok(throttled),
+        Err(throttled @ Error::Exhausted { .. }) => Ok(counted(call, throttled)),
         Err(error) => Err(error),
     }
 }
