@@ -4,11 +4,16 @@ use std::sync::{Arc, atomic::AtomicI64};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use crate::{
     config::Config,
-    domain::{keyring::Keyring, master_key::Keys},
+    domain::{
+        keyring::{Genuine, Keyring},
+        master_key::Keys,
+        secret::Digest,
+    },
     env::{Clock, Random},
     grpc::{body::Intake, call::Call},
     hasher::Hasher,
@@ -27,6 +32,8 @@ pub struct App {
     pub keys: Keys,
     /// The signing keys as last read; see `signing::refresh`.
     pub keyring: ArcSwap<Keyring>,
+    /// Tokens whose signatures were verified, by their digests.
+    pub genuine: Cache<Digest, Arc<Genuine>>,
     /// Held while they are read: what was read earlier must not replace what was read later.
     pub keyring_reader: tokio::sync::Mutex<()>,
     /// The second in which the keys were last read because of an unknown one.
@@ -70,6 +77,7 @@ impl App {
             intake: Intake::new(config.limits.max_received_bytes),
             instance: random.uuid(clock.now()),
             keyring: ArcSwap::from_pointee(keyring),
+            genuine: Cache::new(config.limits.max_verified_tokens),
             keyring_reader: tokio::sync::Mutex::default(),
             unknown_key_s: AtomicI64::new(0),
             config,

@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    bench, calibrate,
     config::{self, Config, Loaded, Sources},
     env::{SystemClock, SystemRandom},
+    fill,
     server::Server,
     setup::{self, Environment},
     telemetry,
@@ -32,6 +34,10 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Measure a running server: how much it does, and how long its answers take.
+    Bench(bench::Options),
+    /// Find the dearest password hash that this machine has time for.
+    Calibrate(calibrate::Options),
     /// Work on the data while the server is stopped.
     Admin {
         #[command(subcommand)]
@@ -52,6 +58,14 @@ enum AdminCommand {
     /// Make fresh credentials for the built-in account `bootstrap`, good for 24 hours, when nobody
     /// can sign in any more.
     Recover(Flags),
+    /// Fill the database with made-up users that nobody can sign in as, to measure with.
+    Fill {
+        /// How many users to add.
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+        users: u64,
+        #[command(flatten)]
+        flags: Flags,
+    },
 }
 
 /// The settings that have flags; the others are in the file and the environment.
@@ -123,6 +137,10 @@ impl Flags {
 pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(flags) => flags.load().and_then(|loaded| serve(loaded.config)),
+        Command::Bench(options) => {
+            runtime().and_then(|runtime| runtime.block_on(bench::run(options, print)))
+        }
+        Command::Calibrate(options) => calibrate::run(&options, print),
         Command::Config {
             command: ConfigCommand::Print(flags),
         } => flags.load().map(|loaded| print(&loaded.describe())),
@@ -135,6 +153,9 @@ pub fn run() -> ExitCode {
         Command::Admin {
             command: AdminCommand::Recover(flags),
         } => flags.load().and_then(|loaded| recover(&loaded.config)),
+        Command::Admin {
+            command: AdminCommand::Fill { users, flags },
+        } => flags.load().and_then(|loaded| fill(&loaded.config, users)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -178,6 +199,18 @@ fn recover(config: &Config) -> Result<(), String> {
     print(&format!(
         "Fresh credentials of the account bootstrap are in {}\n",
         file.display()
+    ));
+    Ok(())
+}
+
+fn fill(config: &Config, users: u64) -> Result<(), String> {
+    let begin = Instant::now();
+    runtime()?.block_on(fill::fill(config, users, &environment()))?;
+    let time = begin.elapsed().as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "far fewer users than that")]
+    let rate = users as f64 / time;
+    print(&format!(
+        "{users} users in {time:.1} s, {rate:.0} per second\n"
     ));
     Ok(())
 }

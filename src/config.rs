@@ -130,6 +130,8 @@ section! {
         max_streams: u32 = 128,
         /// Calls at once in all, those included whose client has gone; more are refused.
         max_calls: usize = 4_096,
+        /// Access tokens whose signature is not verified again; about a kilobyte each.
+        max_verified_tokens: usize = 10_000,
         /// Bytes of one request.
         max_message_bytes: usize = 256 * 1024,
         /// Bytes of all requests that are being received; one network gets a quarter of them.

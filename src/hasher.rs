@@ -156,7 +156,6 @@ impl Hasher {
     ) -> std::result::Result<Self, String> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let lanes = if lanes == 0 { cores } else { lanes };
-        let mut memory = Memory::for_cost(cost)?;
         let unguessable = data_encoding::BASE64.encode(&random.bytes::<32>());
         let begin = Instant::now();
         let nobody = password::hash(
@@ -164,7 +163,7 @@ impl Hasher {
             random.bytes(),
             cost,
             &*pepper,
-            &mut memory,
+            &mut Memory::for_cost(cost)?,
         )?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -174,12 +173,8 @@ impl Hasher {
             lanes,
             typical_us: AtomicU64::new(micros(begin.elapsed())),
         });
-        let mut memory = Some(memory);
         for lane in 0..lanes {
-            let memory = match memory.take() {
-                Some(memory) => memory,
-                None => Memory::for_cost(cost)?,
-            };
+            let memory = Memory::for_cost(cost)?;
             let shared = Arc::clone(&shared);
             thread::Builder::new()
                 .name(format!("hash lane {lane}"))

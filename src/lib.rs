@@ -23,11 +23,14 @@
 //! | [`jobs`] | what accountd does by itself |
 //! | [`setup`] | what the first start makes |
 //! | [`listener`], [`server`] | the accept loop; everything put together, and its end |
+//! | [`bench`] | how much a server does, as its clients see it |
+//! | [`calibrate`] | how dear a password hash may be on this machine |
+//! | [`fill`] | made-up users by the million, to measure with |
 //! | [`cli`] | what operators type |
 //!
 //! `tests/house` checks that `domain` imports nothing of ours, `store` only `domain` and `env`, and
-//! `grpc` and `http` nothing that puts the server together; that sqlx is named in `store` alone, tonic
-//! and generated code in `grpc` and `server`, argon2 in `domain::password`, jsonwebtoken in
+//! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store` alone, tonic
+//! and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password`, jsonwebtoken in
 //! `domain::keyring`.
 //!
 //! # How a request flows
@@ -53,7 +56,7 @@
 //! - every token that is made: `grpc/mint.rs`; every token that is believed: [`domain::keyring`] and
 //!   [`domain::token::Standing`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
-//! - what is durable when, and what waits for what: [`store`], `store/sqlite.rs`, `store/postgres.rs`
+//! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`
 //! - what a stranger can cost: [`listener`], [`grpc::body`], [`grpc::layer`], [`hasher`]
 
 pub mod domain;
@@ -75,4 +78,7 @@ pub mod listener;
 pub mod server;
 pub mod setup;
 
+pub mod bench;
+pub mod calibrate;
 pub mod cli;
+pub mod fill;

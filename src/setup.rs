@@ -154,12 +154,13 @@ pub async fn recover(config: &Config, issuer: &str, env: &Environment) -> Result
     Ok(file)
 }
 
-struct Store {
-    db: Db,
-    keys: Keys,
+/// The store, with its schema up to date, and the keys to what is sealed in it.
+pub struct Store {
+    pub db: Db,
+    pub keys: Keys,
 }
 
-async fn open_store(config: &Config, env: &Environment) -> Result<Store, String> {
+pub async fn open_store(config: &Config, env: &Environment) -> Result<Store, String> {
     let now = env.clock.now();
     if now < EARLIEST {
         return Err(format!(

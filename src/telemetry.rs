@@ -1,7 +1,7 @@
 //! What the server says about its work: log lines and metrics.
 
 use std::{
-    fmt,
+    fmt, fs,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
@@ -83,7 +83,10 @@ fn histogram() -> Histogram {
 
 impl Metrics {
     pub fn new(hasher: &hasher::Hasher, store: &Arc<store::db::Stats>) -> Self {
-        let mut registry = Registry::with_prefix("accountd");
+        let mut root = Registry::default();
+        // Under the names that dashboards know.
+        root.register_collector(Box::new(Process));
+        let registry = root.sub_registry_with_prefix("accountd");
         let metrics = Self {
             rpcs: Family::default(),
             rpc_seconds: Family::new_with_constructor(histogram),
@@ -112,7 +115,7 @@ impl Metrics {
             store: Arc::clone(store),
         }));
         Self {
-            registry,
+            registry: root,
             ..metrics
         }
     }
@@ -137,6 +140,49 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// What the kernel counts for this process.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        #[expect(clippy::cast_precision_loss, reason = "a metric is a float")]
+        let used = ConstCounter::new(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9);
+        let help = "Processor time used, in seconds";
+        let name = "process_cpu_seconds";
+        used.encode(encoder.encode_descriptor(name, help, None, used.metric_type())?)?;
+        let mut gauge = |name, help, value: Option<u64>| match value {
+            None => Ok(()),
+            Some(value) => {
+                let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+                metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+            }
+        };
+        let help = "Resident memory, in bytes";
+        gauge("process_resident_memory_bytes", help, resident_bytes())?;
+        gauge(
+            "process_open_fds",
+            "Open files and connections",
+            open_files(),
+        )?;
+        let help = "Most open files and connections";
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        gauge("process_max_fds", help, limit.current)
+    }
+}
+
+/// Linux says; elsewhere nothing is known.
+fn resident_bytes() -> Option<u64> {
+    let pages = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+}
+
+fn open_files() -> Option<u64> {
+    u64::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()
 }
 
 /// What the hasher and the store count by themselves.

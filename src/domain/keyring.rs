@@ -6,6 +6,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use aws_lc_rs::{
+    error::{KeyRejected, Unspecified},
+    rand::SystemRandom,
+    rsa::KeyPair as RsaKeyPair,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, RSA_PKCS1_SHA256},
+};
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{
     DecodingKey, EncodingKey, Header, Validation,
@@ -33,8 +39,16 @@ pub struct Keyring {
 }
 
 struct Signer {
-    header: Header,
-    key: EncodingKey,
+    /// The header of every token, encoded.
+    header: String,
+    key: KeyPair,
+}
+
+/// A private key that is parsed once: parsing and checking it takes longer than signing with it.
+enum KeyPair {
+    Es256(EcdsaKeyPair),
+    EdDsa(Ed25519KeyPair),
+    Rs256(RsaKeyPair),
 }
 
 struct Verifier {
@@ -42,6 +56,14 @@ struct Verifier {
     validation: Validation,
     /// A retired key stops verifying when its last token has expired.
     until: Option<Timestamp>,
+}
+
+/// What a token says that a key of ours has signed. The key's id is its thumbprint, so another key
+/// never has the same.
+#[derive(Debug)]
+pub struct Genuine {
+    kid: String,
+    pub claims: Claims,
 }
 
 /// The published key set (RFC 7517 section 5).
@@ -95,32 +117,52 @@ impl Keyring {
     }
 
     pub fn sign(&self, claims: &Claims) -> Result<String, String> {
-        jsonwebtoken::encode(&self.signer.header, claims, &self.signer.key)
-            .map_err(|error| error.to_string())
+        self.signer.sign(claims)
     }
 
     /// The claims of a token that one of these keys signed, for whatever audience, and whose time
     /// is not over.
     pub fn verify(&self, token: &str, issuer: &str, now: Timestamp) -> Result<Claims, Reason> {
+        let genuine = self.authenticate(token, now)?;
+        self.accept(&genuine, issuer, now)?;
+        Ok(genuine.claims)
+    }
+
+    /// The dear half of [`Keyring::verify`]: whether one of these keys made the signature, which is
+    /// true for ever. Whether the token is still good is for [`Keyring::accept`] to say.
+    pub fn authenticate(&self, token: &str, now: Timestamp) -> Result<Genuine, Reason> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Reason::TokenInvalid);
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| Reason::TokenInvalid)?;
-        let kid = header.kid.as_deref().ok_or(Reason::TokenInvalid)?;
-        if self.revoked.contains(kid) {
-            return Err(Reason::TokenRevoked);
-        }
-        let verifier = self.verifiers.get(kid).ok_or(Reason::TokenInvalid)?;
-        if header.typ.as_deref() != Some(TYPE)
-            || header.crit.is_some()
-            || super::time::has_passed(verifier.until, now)
-        {
+        let kid = header.kid.ok_or(Reason::TokenInvalid)?;
+        let verifier = self.verifier(&kid, now)?;
+        if header.typ.as_deref() != Some(TYPE) || header.crit.is_some() {
             return Err(Reason::TokenInvalid);
         }
         let token = jsonwebtoken::decode::<Claims>(token, &verifier.key, &verifier.validation)
             .map_err(|_| Reason::TokenInvalid)?;
-        token.claims.check(issuer, now)?;
-        Ok(token.claims)
+        Ok(Genuine {
+            kid,
+            claims: token.claims,
+        })
+    }
+
+    /// The cheap half, to be asked each time: whether the key still vouches for its tokens, and
+    /// whether this one is ours and its time is not over.
+    pub fn accept(&self, genuine: &Genuine, issuer: &str, now: Timestamp) -> Result<(), Reason> {
+        self.verifier(&genuine.kid, now)?;
+        genuine.claims.check(issuer, now)
+    }
+
+    fn verifier(&self, kid: &str, now: Timestamp) -> Result<&Verifier, Reason> {
+        if self.revoked.contains(kid) {
+            return Err(Reason::TokenRevoked);
+        }
+        let verifier = self.verifiers.get(kid);
+        verifier
+            .filter(|verifier| !super::time::has_passed(verifier.until, now))
+            .ok_or(Reason::TokenInvalid)
     }
 
     /// Whether a token names a key that is not here: perhaps one that another process has made.
@@ -146,9 +188,49 @@ impl Signer {
         let mut header = Header::new(key.algorithm.into());
         header.typ = Some(TYPE.to_owned());
         header.kid = Some(key.kid.clone());
+        let header = serde_json::to_vec(&header).map_err(|error| error.to_string())?;
         Ok(Self {
-            header,
-            key: encoding_key(key.algorithm, &der),
+            header: BASE64URL_NOPAD.encode(&header),
+            key: KeyPair::parse(key.algorithm, &der).map_err(|error| error.to_string())?,
+        })
+    }
+
+    /// A token in the compact serialisation (RFC 7515 section 7.1).
+    fn sign(&self, claims: &Claims) -> Result<String, String> {
+        let claims = serde_json::to_vec(claims).map_err(|error| error.to_string())?;
+        let mut token = self.header.clone();
+        token.push('.');
+        BASE64URL_NOPAD.encode_append(&claims, &mut token);
+        let signature = self.key.sign(token.as_bytes());
+        let signature = signature.map_err(|_| "cannot sign".to_owned())?;
+        token.push('.');
+        BASE64URL_NOPAD.encode_append(&signature, &mut token);
+        Ok(token)
+    }
+}
+
+impl KeyPair {
+    fn parse(algorithm: Algorithm, der: &[u8]) -> Result<Self, KeyRejected> {
+        Ok(match algorithm {
+            Algorithm::Es256 => Self::Es256(EcdsaKeyPair::from_pkcs8(
+                &ECDSA_P256_SHA256_FIXED_SIGNING,
+                der,
+            )?),
+            Algorithm::EdDsa => Self::EdDsa(Ed25519KeyPair::from_pkcs8(der)?),
+            Algorithm::Rs256 => Self::Rs256(RsaKeyPair::from_der(der)?),
+        })
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        let random = SystemRandom::new();
+        Ok(match self {
+            Self::Es256(key) => key.sign(&random, message)?.as_ref().to_vec(),
+            Self::EdDsa(key) => key.sign(message).as_ref().to_vec(),
+            Self::Rs256(key) => {
+                let mut signature = vec![0; key.public_modulus_len()];
+                key.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)?;
+                signature
+            }
         })
     }
 }
@@ -222,7 +304,7 @@ impl From<Algorithm> for jsonwebtoken::Algorithm {
 
 #[cfg(test)]
 mod tests {
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+    use aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
     use serde_json::{Value, json};
     use uuid::Uuid;
 
@@ -385,5 +467,32 @@ mod tests {
         bench.key.state = State::Revoked;
         bench.key.revoke_time = Some(NOW);
         assert_eq!(verify(&bench.key, NOW), Err(Reason::TokenRevoked));
+    }
+
+    #[test]
+    fn a_signature_that_was_verified_once_makes_no_token_good_for_ever() {
+        let mut bench = Bench::new();
+        let token = bench.token(&bench.header().to_string(), &claims().to_string());
+        let genuine = bench.keyring().authenticate(&token, NOW).expect("our own");
+        let accept = |keyring: &Keyring, issuer, now| keyring.accept(&genuine, issuer, now);
+        assert_eq!(accept(&bench.keyring(), ISSUER, NOW), Ok(()));
+        assert_eq!(
+            accept(&bench.keyring(), "https://evil.example", NOW),
+            Err(Reason::TokenInvalid)
+        );
+        assert_eq!(
+            accept(&bench.keyring(), ISSUER, NOW.plus_s(300)),
+            Err(Reason::TokenExpired)
+        );
+        assert_eq!(
+            accept(&Bench::new().keyring(), ISSUER, NOW),
+            Err(Reason::TokenInvalid)
+        );
+        let active = Bench::new();
+        bench.key.state = State::Revoked;
+        let keys = [active.key.clone(), bench.key.clone()];
+        let keyring = Keyring::new(&keys, |_| Some(active.private.clone()), 300, NOW);
+        let keyring = keyring.expect("a keyring");
+        assert_eq!(accept(&keyring, ISSUER, NOW), Err(Reason::TokenRevoked));
     }
 }

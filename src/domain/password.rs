@@ -137,8 +137,9 @@ const OUTPUT_LEN: usize = 32;
 pub struct Memory(Vec<Block>);
 
 impl Memory {
+    /// Memory set aside for hashes of this cost; the system provides it when it is first used.
     pub fn for_cost(cost: Cost) -> Result<Self, String> {
-        Ok(Self(vec![Block::default(); cost.params()?.block_count()]))
+        Ok(Self(Vec::with_capacity(cost.params()?.block_count())))
     }
 
     fn blocks(&mut self, params: &Params) -> &mut [Block] {

@@ -23,6 +23,7 @@ use crate::{
         error::{Error, Reason, Result},
         event::{Actor, Event},
         grant::{self, Permission},
+        keyring::Genuine,
         name::{self, AccountId, EventId, SystemAccountId, UserId},
         page, secret,
         time::Timestamp,
@@ -336,21 +337,37 @@ impl Call {
     /// What an access token says, if it is good now and everything behind it still stands.
     pub async fn examine(&self, token: &str) -> Result<Claims> {
         let app = self.app();
-        let verify = || app.keyring.load().verify(token, &app.issuer, self.now);
-        let claims = match verify() {
+        let genuine = match self.genuine(token) {
             // Perhaps another process has made the key.
             Err(Reason::TokenInvalid) if app.keyring.load().is_unknown(token) => {
                 signing::refresh_for_unknown(app, self.db()).await?;
-                verify()
+                self.genuine(token)
             }
             verdict => verdict,
         };
-        let claims = claims.map_err(Error::Unauthenticated)?;
-        let standing = tokens::standing(&mut self.db().read().await?, &claims).await?;
-        if standing.is_some_and(|standing| standing.bears(&claims, self.now)) {
-            return Ok(claims);
+        let genuine = genuine.map_err(Error::Unauthenticated)?;
+        let claims = &genuine.claims;
+        let standing = tokens::standing(&mut self.db().read().await?, claims).await?;
+        if standing.is_some_and(|standing| standing.bears(claims, self.now)) {
+            return Ok(claims.clone());
         }
         Err(Error::Unauthenticated(Reason::TokenRevoked))
+    }
+
+    /// A token with a signature of ours whose time is not over. A signature is verified once; all
+    /// else is asked each time.
+    fn genuine(&self, token: &str) -> Result<Arc<Genuine>, Reason> {
+        let app = self.app();
+        let keyring = app.keyring.load();
+        let digest = secret::sha256(token.as_bytes());
+        if let Some(genuine) = app.genuine.get(&digest) {
+            keyring.accept(&genuine, &app.issuer, self.now)?;
+            return Ok(genuine);
+        }
+        let genuine = Arc::new(keyring.authenticate(token, self.now)?);
+        keyring.accept(&genuine, &app.issuer, self.now)?;
+        app.genuine.insert(digest, Arc::clone(&genuine));
+        Ok(genuine)
     }
 
     /// For `mutate!`: refuses a caller whose session, credential or account has come to an end since

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
-    sql::{Row, account_kind, sql},
+    sql::{Row, Sql, account_kind, sql},
 };
 use crate::domain::{
     credential::{Credential, Kind},
@@ -104,7 +104,7 @@ pub async fn list(
     .bind(account_kind(account))
     .bind(kind.map(Kind::name))
     .bind(limit);
-    db.all(sql, credential).await
+    db.page(sql, credential).await
 }
 
 pub async fn count(db: &mut Read, account: AccountId, kind: Kind) -> Result<i64> {
@@ -114,11 +114,29 @@ pub async fn count(db: &mut Read, account: AccountId, kind: Kind) -> Result<i64>
 }
 
 pub async fn insert(db: &mut Write, credential: &Credential, kept: Kept<'_>) -> error::Result<()> {
-    let (hash, digest) = match kept {
+    let exists = || Error::AlreadyExists {
+        name: format!("password of {}", credential.account),
+    };
+    db.execute(row(credential, &kept))
+        .await
+        .on_duplicate("credentials_account_id_key", exists)
+        .map(drop)
+}
+
+/// Inserts a credential for each of many new accounts.
+pub async fn insert_all(db: &mut Write, credentials: &[(Credential, Kept<'_>)]) -> Result<()> {
+    let rows = credentials
+        .iter()
+        .map(|(credential, kept)| row(credential, kept));
+    db.insert_all(rows.collect()).await
+}
+
+fn row(credential: &Credential, kept: &Kept<'_>) -> Sql {
+    let (hash, digest) = match *kept {
         Kept::Password(hash) => (Some(hash.as_str()), None),
         Kept::Digest(digest) => (None, Some(digest.to_vec())),
     };
-    let sql = sql!(
+    sql!(
         "INSERT INTO credentials (account_id, id, account_kind, kind, revision, label, hint,
             password_hash, secret_digest, scope_ceiling, allowed_cidrs, create_time, change_time,
             expire_time, last_used_time)
@@ -138,14 +156,7 @@ pub async fn insert(db: &mut Write, credential: &Credential, kept: Kept<'_>) -> 
     .bind(credential.create_time)
     .bind(credential.change_time)
     .bind(credential.expire_time)
-    .bind(credential.last_used_time);
-    let exists = || Error::AlreadyExists {
-        name: format!("password of {}", credential.account),
-    };
-    db.execute(sql)
-        .await
-        .on_duplicate("credentials_account_id_key", exists)
-        .map(drop)
+    .bind(credential.last_used_time)
 }
 
 /// Stores what may change about a credential that is not its secret.

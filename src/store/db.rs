@@ -8,6 +8,7 @@
 use std::{
     future::Future,
     ops::{Deref, DerefMut},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,16 +16,15 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection,
-};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use tracing::Instrument as _;
 
 use super::{
     error::{Error, Result},
+    lane::{Lane, Loan},
     postgres::Transaction,
     sql::{Row, Sql},
-    sqlite::{Lane, Loan},
+    sqlite::{self, Reader, Readers},
 };
 use crate::{domain, env::Random};
 
@@ -37,7 +37,7 @@ pub struct Db {
 }
 
 pub(super) enum Engine {
-    Sqlite { readers: SqlitePool, writer: Lane },
+    Sqlite { readers: Readers, writer: Lane },
     Postgres { readers: PgPool, writers: PgPool },
 }
 
@@ -80,14 +80,14 @@ pub struct Read {
 }
 
 enum Link {
-    Sqlite(PoolConnection<Sqlite>),
+    Sqlite(Reader),
     SqliteWriter(Loan),
     Postgres(PoolConnection<Postgres>),
     PostgresWriter(Transaction),
 }
 
 enum Connection<'a> {
-    Sqlite(&'a mut SqliteConnection),
+    Sqlite(&'a mut sqlite::Connection),
     Postgres(&'a mut PgConnection),
 }
 
@@ -110,8 +110,10 @@ impl DerefMut for Write {
 impl Db {
     pub async fn read(&self) -> domain::error::Result<Read> {
         let link = match &self.engine {
-            Engine::Sqlite { readers, .. } => Link::Sqlite(acquire(readers).await?),
-            Engine::Postgres { readers, .. } => Link::Postgres(acquire(readers).await?),
+            Engine::Sqlite { readers, .. } => Link::Sqlite(readers.acquire().await?),
+            Engine::Postgres { readers, .. } => {
+                Link::Postgres(aside(readers.acquire()).await.map_err(Error::from)?)
+            }
         };
         Ok(Read {
             link,
@@ -127,7 +129,7 @@ impl Db {
     /// Ends the pools' connections in good order; the writer on SQLite ends with the last handle.
     pub async fn close(&self) {
         match &self.engine {
-            Engine::Sqlite { readers, .. } => readers.close().await,
+            Engine::Sqlite { readers, .. } => readers.close(),
             Engine::Postgres { readers, writers } => {
                 readers.close().await;
                 writers.close().await;
@@ -140,7 +142,7 @@ impl Db {
         let link = match &self.engine {
             Engine::Sqlite { writer, .. } => Link::SqliteWriter(writer.borrow().await?),
             Engine::Postgres { writers, .. } => {
-                Link::PostgresWriter(Transaction::begin(writers, isolation, attempt).await?)
+                Link::PostgresWriter(aside(Transaction::begin(writers, isolation, attempt)).await?)
             }
         };
         Ok(Write(Read {
@@ -151,8 +153,10 @@ impl Db {
     }
 }
 
-async fn acquire<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> Result<PoolConnection<D>> {
-    Ok(pool.acquire().await?)
+/// Puts a future of sqlx on the heap: they have many kilobytes, which would be in every future that
+/// awaits one, and be copied wherever that is moved.
+fn aside<F: Future>(future: F) -> Pin<Box<F>> {
+    Box::pin(future)
 }
 
 impl Read {
@@ -160,41 +164,69 @@ impl Read {
     pub async fn optional<T>(
         &mut self,
         sql: Sql,
-        map: impl FnOnce(&Row) -> Result<T>,
+        map: impl FnOnce(&Row<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
-        self.rows(sql).await?.first().map(map).transpose()
+        let span = self.start(&sql)?;
+        let found = async {
+            match self.connection()? {
+                Connection::Sqlite(connection) => connection.first(&sql, map),
+                Connection::Postgres(connection) => {
+                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
+                    let rows = aside(query.fetch_all(connection)).await?;
+                    rows.first().map(|row| map(&Row::Postgres(row))).transpose()
+                }
+            }
+        };
+        let found = found.instrument(span).await;
+        self.failed = found.is_err();
+        found
     }
 
     /// The row that a statement without condition always has.
-    pub async fn one<T>(&mut self, sql: Sql, map: impl FnOnce(&Row) -> Result<T>) -> Result<T> {
+    pub async fn one<T>(&mut self, sql: Sql, map: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<T> {
         let text = sql.text;
         let row = self.optional(sql, map).await?;
         row.ok_or_else(|| Error::broken(format!("no row: {text}")))
     }
 
-    pub async fn all<T>(&mut self, sql: Sql, map: impl Fn(&Row) -> Result<T>) -> Result<Vec<T>> {
-        self.rows(sql).await?.iter().map(map).collect()
-    }
-
-    async fn rows(&mut self, sql: Sql) -> Result<Vec<Row>> {
+    /// All rows, of which there are few.
+    pub async fn all<T>(
+        &mut self,
+        sql: Sql,
+        map: impl Fn(&Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let span = self.start(&sql)?;
-        let rows = async {
+        let found = async {
             match self.connection()? {
-                Connection::Sqlite(connection) => {
-                    let query = sqlx::query_with(sql.text, sql.for_sqlite()?);
-                    let rows = query.fetch_all(connection).await?;
-                    Ok(rows.into_iter().map(Row::Sqlite).collect())
-                }
+                Connection::Sqlite(connection) => connection.all(&sql, map),
                 Connection::Postgres(connection) => {
                     let query = sqlx::query_with(sql.text, sql.for_postgres()?);
-                    let rows = query.fetch_all(connection).await?;
-                    Ok(rows.into_iter().map(Row::Postgres).collect())
+                    let rows = aside(query.fetch_all(connection)).await?;
+                    rows.iter().map(|row| map(&Row::Postgres(row))).collect()
                 }
             }
         };
-        let rows: Result<Vec<Row>> = rows.instrument(span).await;
-        self.failed = rows.is_err();
-        rows
+        let found = found.instrument(span).await;
+        self.failed = found.is_err();
+        found
+    }
+
+    /// A page of a list: on SQLite found on a thread that may wait, since it can take long.
+    pub async fn page<T: Send + 'static>(
+        &mut self,
+        sql: Sql,
+        map: fn(&Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        if !matches!(self.link, Link::Sqlite(_)) {
+            return self.all(sql, map).await;
+        }
+        let span = self.start(&sql)?;
+        let Link::Sqlite(reader) = &mut self.link else {
+            return Err(Error::broken("seen above"));
+        };
+        let found = reader.page(sql, map).instrument(span).await;
+        self.failed = found.is_err();
+        found
     }
 
     fn start(&mut self, sql: &Sql) -> Result<tracing::Span> {
@@ -207,7 +239,7 @@ impl Read {
 
     fn connection(&mut self) -> Result<Connection<'_>> {
         Ok(match &mut self.link {
-            Link::Sqlite(connection) => Connection::Sqlite(connection),
+            Link::Sqlite(reader) => Connection::Sqlite(reader.connection()?),
             Link::SqliteWriter(loan) => Connection::Sqlite(loan.connection()?),
             Link::Postgres(connection) => Connection::Postgres(connection),
             Link::PostgresWriter(transaction) => Connection::Postgres(transaction.connection()?),
@@ -221,13 +253,10 @@ impl Write {
         let span = self.start(&sql)?;
         let changed = async {
             Ok(match self.0.connection()? {
-                Connection::Sqlite(connection) => {
-                    let query = sqlx::query_with(sql.text, sql.for_sqlite()?);
-                    query.execute(connection).await?.rows_affected()
-                }
+                Connection::Sqlite(connection) => connection.execute(&sql)?,
                 Connection::Postgres(connection) => {
                     let query = sqlx::query_with(sql.text, sql.for_postgres()?);
-                    query.execute(connection).await?.rows_affected()
+                    aside(query.execute(connection)).await?.rows_affected()
                 }
             })
         };
@@ -236,15 +265,45 @@ impl Write {
         changed
     }
 
+    /// Runs the same INSERT of one row for each of many rows.
+    pub async fn insert_all(&mut self, rows: Vec<Sql>) -> Result<()> {
+        let mut rows = rows.into_iter().peekable();
+        while let Some(first) = rows.peek() {
+            let _span = self.0.start(first)?;
+            let group: Vec<Sql> = rows.by_ref().take(MAX_ROWS).collect();
+            let inserted = async {
+                match self.0.connection()? {
+                    Connection::Sqlite(connection) => group
+                        .iter()
+                        .try_for_each(|row| connection.execute(row).map(drop)),
+                    Connection::Postgres(connection) => {
+                        let (text, arguments) = Sql::of_rows(group)?;
+                        let query = sqlx::query_with(AssertSqlSafe(text), arguments);
+                        Ok(aside(query.execute(connection)).await.map(drop)?)
+                    }
+                }
+            };
+            let inserted = inserted.await;
+            self.0.failed = inserted.is_err();
+            inserted?;
+        }
+        Ok(())
+    }
+
     /// Ends the transaction; whether what it did is durable (or, unless `keep`, gone).
     async fn finish(self, keep: bool) -> Result<bool> {
         match self.0.link {
             Link::SqliteWriter(loan) => loan.finish(keep && !self.0.failed).await,
-            Link::PostgresWriter(transaction) => transaction.finish(keep).await.map(|()| true),
+            Link::PostgresWriter(transaction) => {
+                aside(transaction.finish(keep)).await.map(|()| true)
+            }
             Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot commit")),
         }
     }
 }
+
+/// Most rows in one statement: PostgreSQL takes 65,535 values.
+const MAX_ROWS: usize = 1000;
 
 /// The attempts of one `transact!`.
 pub struct Attempts<'a> {

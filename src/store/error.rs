@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use rusqlite::{ErrorCode, ffi};
 use sqlx::error::ErrorKind;
 
 use crate::domain;
@@ -26,17 +27,27 @@ impl Error {
     }
 }
 
+impl Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Duplicate(key) => write!(f, "a duplicate of {key}"),
+            Self::Conflict => f.write_str("another transaction is in the way"),
+            Self::Unavailable(cause) | Self::Broken(cause) => f.write_str(cause),
+        }
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(cause) => {
                 let code = cause.code().unwrap_or_default();
                 match (cause.kind(), code.as_ref()) {
-                    (ErrorKind::UniqueViolation, _) => Self::Duplicate(key(cause.as_ref())),
-                    // Serialization failure and deadlock; SQLite busy and its variants.
-                    (_, "40001" | "40P01" | "5" | "261" | "517" | "773") => Self::Conflict,
-                    // Timeouts, shutdown and connection exceptions of PostgreSQL; SQLite disk full
-                    // and I/O errors.
+                    (ErrorKind::UniqueViolation, _) => {
+                        Self::Duplicate(cause.constraint().unwrap_or_default().to_owned())
+                    }
+                    // Serialization failure and deadlock.
+                    (_, "40001" | "40P01") => Self::Conflict,
                     (_, code) if is_unavailable(code) => Self::Unavailable(error.to_string()),
                     _ => Self::broken(error),
                 }
@@ -52,21 +63,43 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// Timeouts, shutdown and connection exceptions of PostgreSQL.
 fn is_unavailable(code: &str) -> bool {
-    let postgres = ["08", "53", "55P03", "57014", "57P", "25P03"];
-    let sqlite = ["13", "10"];
-    let sqlite_io = code.parse::<u32>().is_ok_and(|code| code & 0xff == 10);
-    (code.len() == 5 && postgres.iter().any(|class| code.starts_with(class)))
-        || (code.len() < 5 && (sqlite.contains(&code) || sqlite_io))
+    let classes = ["08", "53", "55P03", "57014", "57P", "25P03"];
+    classes.iter().any(|class| code.starts_with(class))
 }
 
-/// The name of a violated key. SQLite gives `UNIQUE constraint failed: t.a, t.b`, and the name of
-/// the index only for an index on expressions.
-fn key(cause: &dyn sqlx::error::DatabaseError) -> String {
-    if let Some(name) = cause.constraint() {
-        return name.to_owned();
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        let rusqlite::Error::SqliteFailure(cause, message) = &error else {
+            return Self::broken(error);
+        };
+        let unique = [
+            ffi::SQLITE_CONSTRAINT_UNIQUE,
+            ffi::SQLITE_CONSTRAINT_PRIMARYKEY,
+        ];
+        match (cause.code, message) {
+            (ErrorCode::ConstraintViolation, Some(message))
+                if unique.contains(&cause.extended_code) =>
+            {
+                Self::Duplicate(key(message))
+            }
+            (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => Self::Conflict,
+            // Out of time, or out of disk.
+            (
+                ErrorCode::OperationInterrupted
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DiskFull
+                | ErrorCode::CannotOpen,
+                _,
+            ) => Self::Unavailable(error.to_string()),
+            _ => Self::broken(error),
+        }
     }
-    let message = cause.message();
+}
+
+/// The name of a violated key of SQLite, which says `UNIQUE constraint failed: t.a, t.b`.
+fn key(message: &str) -> String {
     let columns = message
         .rsplit_once("failed: ")
         .map_or(message, |(_, columns)| columns);
@@ -119,14 +152,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_of_both_engines_are_told_apart() {
-        for code in [
-            "08006", "53300", "57P01", "57014", "55P03", "10", "13", "522", "1034",
-        ] {
+    fn codes_are_told_apart() {
+        for code in ["08006", "53300", "57P01", "57014", "55P03"] {
             assert!(is_unavailable(code), "{code}");
         }
-        for code in ["23505", "42601", "22021", "1", "19", "2067", ""] {
+        for code in ["23505", "42601", "22021", ""] {
             assert!(!is_unavailable(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn both_engines_name_a_key_alike() {
+        assert_eq!(key("UNIQUE constraint failed: t.a, t.b"), "t_a_b_key");
+        assert_eq!(key("UNIQUE constraint failed: users.id"), "users_id_key");
+    }
+
+    #[test]
+    fn a_full_disk_is_no_conflict() {
+        let error = |code| Error::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        for code in [
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_INTERRUPT,
+        ] {
+            assert!(matches!(error(code), Error::Unavailable(_)), "{code}");
+        }
+        for code in [
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_BUSY_SNAPSHOT,
+            ffi::SQLITE_LOCKED,
+        ] {
+            assert!(matches!(error(code), Error::Conflict), "{code}");
+        }
+        for code in [
+            ffi::SQLITE_ERROR,
+            ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_CONSTRAINT_CHECK,
+        ] {
+            assert!(matches!(error(code), Error::Broken(_)), "{code}");
         }
     }
 }

@@ -165,7 +165,7 @@ pub async fn list(
         .bind(first)
         .bind(last)
         .bind(limit);
-    db.all(sql, event).await
+    db.page(sql, event).await
 }
 
 /// Forgets events from before `before`.

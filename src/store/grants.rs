@@ -122,7 +122,7 @@ pub async fn list(
             )
         }
     };
-    db.all(sql.bind(after).bind(limit), grant).await
+    db.page(sql.bind(after).bind(limit), grant).await
 }
 
 pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {

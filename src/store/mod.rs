@@ -2,13 +2,14 @@
 //!
 //! Functions take `&mut Read` or `&mut Write` and report facts: a row or none, how many changed, a
 //! duplicate. What a fact means is decided by the caller, what a caller sees by `grpc::status`.
-//! Invariant: sqlx is named in this folder and nowhere else.
+//! Invariant: the drivers, rusqlite and sqlx, are named in this folder and nowhere else.
 
 pub mod credentials;
 pub mod db;
 mod error;
 pub mod events;
 pub mod grants;
+mod lane;
 pub mod leases;
 pub mod meta;
 pub mod open;

@@ -3,23 +3,21 @@
 //! Migrations run under a lease of ours, with the migrator's own locking off, since not every
 //! database that speaks PostgreSQL's protocol has advisory locks.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection, SqliteConnection,
+    Connection as _, PgConnection,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 use super::{
     db::{Db, Engine, Stats, transact},
+    error::Error,
+    lane::Lane,
     leases,
-    sqlite::Lane,
+    sql::sql,
+    sqlite::{self, File, Readers},
 };
 use crate::env::{Clock, Random};
 
@@ -58,6 +56,8 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 const MIN_POSTGRES: u32 = 13;
 const MIGRATIONS: &str = "migrations";
 const LEASE_S: i64 = 60;
+/// How long an idle connection to PostgreSQL is taken to be good.
+const UNTESTED: Duration = Duration::from_secs(1);
 
 /// Opens the database, with its schema up to date. An error is a sentence for the operator.
 pub async fn open(
@@ -74,19 +74,16 @@ pub async fn open(
     };
     match &settings.target {
         Target::Sqlite(path) => {
-            let options = sqlite_options(path);
+            let file = File {
+                path: path.clone(),
+                statement_timeout: settings.transaction_timeout,
+            };
             let cannot = |error| format!("cannot open {}: {error}", path.display());
-            prepare_sqlite(&options).await.map_err(cannot)?;
-            let writer = Lane::open(options.clone(), Arc::clone(&stats));
-            let readers = SqlitePoolOptions::new()
-                .max_connections(settings.max_connections)
-                .acquire_timeout(settings.acquire_timeout)
-                // A local file does not go away; asking each time costs more than most statements.
-                .test_before_acquire(false)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .connect_lazy_with(options.read_only(true).pragma("query_only", "on"));
-            Ok(db(Engine::Sqlite { readers, writer }))
+            prepare_sqlite(&file).map_err(cannot)?;
+            Ok(db(Engine::Sqlite {
+                writer: Lane::open(file.clone(), Arc::clone(&stats)),
+                readers: Readers::new(file, settings.max_connections, settings.acquire_timeout),
+            }))
         }
         Target::Postgres(url) => {
             let options = postgres_options(url, settings)?;
@@ -95,6 +92,17 @@ pub async fn open(
                 PgPoolOptions::new()
                     .max_connections(settings.max_connections)
                     .acquire_timeout(settings.acquire_timeout)
+                    .test_before_acquire(false)
+                    // A question to the server costs as much as most statements, so only a
+                    // connection that has been idle is asked whether it is still there.
+                    .before_acquire(|connection, meta| {
+                        Box::pin(async move {
+                            if meta.idle_for >= UNTESTED {
+                                connection.ping().await?;
+                            }
+                            Ok(true)
+                        })
+                    })
             };
             let read_only = options
                 .clone()
@@ -109,19 +117,6 @@ pub async fn open(
             Ok(db)
         }
     }
-}
-
-fn sqlite_options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        // The log is synced at every commit: what was answered survives a power cut.
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(5))
-        .statement_cache_capacity(256)
-        .pragma("trusted_schema", "off")
 }
 
 fn postgres_options(url: &str, settings: &Settings) -> Result<PgConnectOptions, String> {
@@ -144,27 +139,75 @@ fn postgres_options(url: &str, settings: &Settings) -> Result<PgConnectOptions, 
         ]))
 }
 
-/// Creates the file, brings its schema up to date, and asserts what durability rests on.
-async fn prepare_sqlite(options: &SqliteConnectOptions) -> Result<(), String> {
-    let prepare = async {
-        let mut connection = SqliteConnection::connect_with(options).await?;
-        let mode: String = scalar("PRAGMA journal_mode")
-            .fetch_one(&mut connection)
-            .await?;
-        let sync: i64 = scalar("PRAGMA synchronous")
-            .fetch_one(&mut connection)
-            .await?;
-        // One process has the folder to itself, so nothing else can be migrating.
-        migrator(&SQLITE).run(&mut connection).await?;
-        connection.close().await?;
-        Ok::<_, sqlx::Error>((mode, sync))
+/// Creates the file, asserts what durability rests on, and brings the schema up to date.
+fn prepare_sqlite(file: &File) -> Result<(), String> {
+    // Building an index may take longer than any call should.
+    let unhurried = File {
+        statement_timeout: Duration::from_hours(24),
+        ..file.clone()
     };
-    match prepare.await.map_err(|error| error.to_string())? {
-        (mode, 2) if mode == "wal" => Ok(()),
+    let mut connection = unhurried.open().map_err(|error| error.to_string())?;
+    let text = |error: Error| error.to_string();
+    let mode = sql!("SELECT journal_mode AS mode FROM pragma_journal_mode");
+    let mode = connection.first(&mode, |row| row.get::<String>("mode"));
+    let sync = sql!("SELECT synchronous AS sync FROM pragma_synchronous");
+    let sync = connection.first(&sync, |row| row.get::<i64>("sync"));
+    match (mode.map_err(text)?.as_deref(), sync.map_err(text)?) {
+        (Some("wal"), Some(2)) => migrate_sqlite(&mut connection),
         (mode, sync) => Err(format!(
-            "journal_mode is {mode} and synchronous {sync}, not wal and 2"
+            "journal_mode is {mode:?} and synchronous {sync:?}, not wal and 2"
         )),
     }
+}
+
+/// Applies what has not been applied, each migration whole or not at all. One process has the folder
+/// to itself, so nothing else can be migrating.
+fn migrate_sqlite(connection: &mut sqlite::Connection) -> Result<(), String> {
+    const CREATE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+        version BIGINT PRIMARY KEY, description TEXT NOT NULL,
+        installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL,
+        checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
+    connection
+        .run_all(CREATE)
+        .map_err(|error| error.to_string())?;
+    let text = |error: Error| error.to_string();
+    let applied = sql!("SELECT version, checksum FROM _sqlx_migrations");
+    let applied = connection.all(&applied, |row| {
+        Ok((row.get::<i64>("version")?, row.get::<Vec<u8>>("checksum")?))
+    });
+    let applied: HashMap<i64, Vec<u8>> = applied.map_err(text)?.into_iter().collect();
+    for migration in SQLITE.iter() {
+        let (version, checksum) = (migration.version, &*migration.checksum);
+        match applied.get(&version) {
+            Some(found) if found == checksum => continue,
+            Some(_) => {
+                return Err(format!(
+                    "migration {version} is not the one that was applied"
+                ));
+            }
+            None => {}
+        }
+        let record = sql!(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES ($1, $2, TRUE, $3, 0)"
+        );
+        let record = record
+            .bind(version)
+            .bind(&*migration.description)
+            .bind(checksum);
+        let cannot = |error: String| format!("migration {version}: {error}");
+        let script = format!("BEGIN IMMEDIATE; {}", migration.sql.as_str());
+        connection
+            .run_all(&script)
+            .map_err(|error| cannot(error.to_string()))?;
+        connection
+            .execute(&record)
+            .map_err(|error| cannot(text(error)))?;
+        connection
+            .run_all("COMMIT")
+            .map_err(|error| cannot(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Asks what is at the other end before anything is sent that only PostgreSQL understands.

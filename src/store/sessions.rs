@@ -132,7 +132,7 @@ pub async fn list(
     .bind(now)
     .bind(query.credential)
     .bind(limit);
-    db.all(sql, session).await
+    db.page(sql, session).await
 }
 
 pub async fn insert(db: &mut Write, session: &Session) -> Result<()> {

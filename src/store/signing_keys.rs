@@ -96,7 +96,7 @@ pub async fn list(
           ORDER BY create_time DESC, kid DESC LIMIT $4"
     );
     let sql = sql.bind(time).bind(kid).bind(state.map(State::name));
-    db.all(sql.bind(limit), signing_key).await
+    db.page(sql.bind(limit), signing_key).await
 }
 
 /// There is one active key: of two that are made active at once, one has to give way.

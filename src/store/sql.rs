@@ -6,13 +6,16 @@
 //! no `OFFSET`, no engine's own functions.
 //! Invariant: the text of a statement is a literal, so nothing a caller sends can become part of it.
 
-use std::net::IpAddr;
+use std::{cell::Cell, net::IpAddr};
 
+use rusqlite::{
+    Statement, ToSql,
+    types::{FromSql, ToSqlOutput, ValueRef},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Arguments as _, Row as _,
     postgres::{PgArguments, PgRow},
-    sqlite::{SqliteArguments, SqliteRow},
 };
 use uuid::Uuid;
 
@@ -72,36 +75,45 @@ impl Sql {
         self.bind(serde_json::to_string(value).unwrap_or_default())
     }
 
-    pub(super) fn for_sqlite(self) -> Result<SqliteArguments> {
-        self.check()?;
-        let mut arguments = SqliteArguments::default();
-        for value in self.values {
-            match value {
-                Value::Bool(value) => arguments.add(value),
-                Value::Int(value) => arguments.add(value),
-                Value::Text(value) => arguments.add(value),
-                Value::Bytes(value) => arguments.add(value),
-                Value::Id(value) => arguments.add(value),
-            }
-            .map_err(Error::broken)?;
+    /// One statement for the rows of many, which are all the same INSERT of one row.
+    pub(super) fn of_rows(rows: Vec<Self>) -> Result<(String, PgArguments)> {
+        let (Some(first), count) = (rows.first(), rows.len()) else {
+            return Err(Error::broken("no rows"));
+        };
+        let (text, width) = (first.text, first.expected);
+        let group = text.rsplit_once("VALUES").map(|(_, group)| group);
+        let group = group.ok_or_else(|| Error::broken(format!("no VALUES: {text}")))?;
+        let mut repeated = text.to_owned();
+        for row in 1..count {
+            repeated.push(',');
+            repeated.push_str(&renumbered(group, row * width));
         }
-        Ok(arguments)
+        let mut values = Vec::with_capacity(count * width);
+        for row in rows {
+            row.check()?;
+            values.extend(row.values);
+        }
+        Ok((repeated, arguments(values)?))
+    }
+
+    /// Gives a statement of SQLite its values. There `$1` is a name like any other, and names are
+    /// numbered as they come.
+    pub(super) fn bind_to(&self, statement: &mut Statement<'_>) -> Result<()> {
+        self.check()?;
+        for place in 1..=statement.parameter_count() {
+            let name = statement.parameter_name(place);
+            let number = name.and_then(|name| name.strip_prefix('$')?.parse::<usize>().ok());
+            let value = number.and_then(|number| self.values.get(number.checked_sub(1)?));
+            let value =
+                value.ok_or_else(|| Error::broken(format!("a placeholder: {}", self.text)))?;
+            statement.raw_bind_parameter(place, value)?;
+        }
+        Ok(())
     }
 
     pub(super) fn for_postgres(self) -> Result<PgArguments> {
         self.check()?;
-        let mut arguments = PgArguments::default();
-        for value in self.values {
-            match value {
-                Value::Bool(value) => arguments.add(value),
-                Value::Int(value) => arguments.add(value),
-                Value::Text(value) => arguments.add(value),
-                Value::Bytes(value) => arguments.add(value),
-                Value::Id(value) => arguments.add(value),
-            }
-            .map_err(Error::broken)?;
-        }
-        Ok(arguments)
+        arguments(self.values)
     }
 
     /// SQLite takes a value that was forgotten for NULL; here it is an error on both engines.
@@ -115,6 +127,37 @@ impl Sql {
             self.text
         )))
     }
+}
+
+fn arguments(values: Vec<Value>) -> Result<PgArguments> {
+    let mut arguments = PgArguments::default();
+    for value in values {
+        match value {
+            Value::Bool(value) => arguments.add(value),
+            Value::Int(value) => arguments.add(value),
+            Value::Text(value) => arguments.add(value),
+            Value::Bytes(value) => arguments.add(value),
+            Value::Id(value) => arguments.add(value),
+        }
+        .map_err(Error::broken)?;
+    }
+    Ok(arguments)
+}
+
+/// The same text with each `$n` higher by `by`.
+fn renumbered(text: &str, by: usize) -> String {
+    let mut parts = text.split('$');
+    let mut renumbered = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(part.len());
+        let number = part[..end].parse::<usize>().unwrap_or_default();
+        renumbered.push('$');
+        renumbered.push_str(&(number + by).to_string());
+        renumbered.push_str(&part[end..]);
+    }
+    renumbered
 }
 
 /// The highest `$n` of a statement.
@@ -143,15 +186,57 @@ pub const fn placeholders(text: &str) -> usize {
     highest
 }
 
-/// One row of a result.
-pub enum Row {
-    Sqlite(SqliteRow),
-    Postgres(PgRow),
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let value = match self {
+            Self::Bool(value) => value.map(|value| ValueRef::Integer(value.into())),
+            Self::Int(value) => value.map(ValueRef::Integer),
+            Self::Text(value) => value.as_ref().map(|text| ValueRef::Text(text.as_bytes())),
+            Self::Bytes(value) => value.as_deref().map(ValueRef::Blob),
+            Self::Id(value) => value.as_ref().map(|id| ValueRef::Blob(id.as_bytes())),
+        };
+        Ok(ToSqlOutput::Borrowed(value.unwrap_or(ValueRef::Null)))
+    }
 }
 
-impl Row {
+/// One row of a result.
+pub enum Row<'a> {
+    Sqlite(SqliteRow<'a>),
+    Postgres(&'a PgRow),
+}
+
+/// A row of SQLite. Columns are mostly read in the order in which they come, so the one after the
+/// last is tried before all others.
+pub struct SqliteRow<'a> {
+    row: &'a rusqlite::Row<'a>,
+    next: Cell<usize>,
+}
+
+impl<'a> SqliteRow<'a> {
+    pub(super) const fn new(row: &'a rusqlite::Row<'a>) -> Self {
+        Self {
+            row,
+            next: Cell::new(0),
+        }
+    }
+
+    fn get<T: FromSql>(&self, column: &str) -> rusqlite::Result<T> {
+        let statement = self.row.as_ref();
+        let next = self.next.get();
+        let is_next = next < statement.column_count() && statement.column_name(next)? == column;
+        let index = if is_next {
+            next
+        } else {
+            statement.column_index(column)?
+        };
+        self.next.set(index + 1);
+        self.row.get(index)
+    }
+}
+
+impl Row<'_> {
     /// The value of a column, or an error that names the column. A NULL is an error unless the type
-    /// is an `Option`: read as a plain type, SQLite's driver would make it 0, false or "".
+    /// is an `Option`.
     pub fn get<T: Column>(&self, column: &'static str) -> Result<T> {
         T::read(self, column)
     }
@@ -193,7 +278,7 @@ impl Row {
 
 /// What a column can be read as.
 pub trait Column: Sized {
-    fn read(row: &Row, column: &'static str) -> Result<Self>;
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Self>;
 }
 
 /// The kind of an account, as the `…_kind` columns hold it.
@@ -222,16 +307,18 @@ macro_rules! native {
             fn from(value: Option<$type>) -> Self { Self::$variant(value) }
         }
         impl Column for Option<$type> {
-            fn read(row: &Row, column: &'static str) -> Result<Self> {
+            fn read(row: &Row<'_>, column: &'static str) -> Result<Self> {
+                let broken = |error: &dyn std::fmt::Display| {
+                    Error::broken(format!("{column}: {error}"))
+                };
                 match row {
-                    Row::Sqlite(row) => row.try_get(column),
-                    Row::Postgres(row) => row.try_get(column),
+                    Row::Sqlite(row) => row.get(column).map_err(|error| broken(&error)),
+                    Row::Postgres(row) => row.try_get(column).map_err(|error| broken(&error)),
                 }
-                .map_err(|error| Error::broken(format!("{column}: {error}")))
             }
         }
         impl Column for $type {
-            fn read(row: &Row, column: &'static str) -> Result<Self> {
+            fn read(row: &Row<'_>, column: &'static str) -> Result<Self> {
                 Option::<Self>::read(row, column)?
                     .ok_or_else(|| Error::broken(format!("{column}: unexpected NULL")))
             }
@@ -257,12 +344,12 @@ macro_rules! column {
             fn from(value: Option<$type>) -> Self { Option::<$native>::into(value.map($to)) }
         }
         impl Column for $type {
-            fn read(row: &Row, column: &'static str) -> Result<Self> {
+            fn read(row: &Row<'_>, column: &'static str) -> Result<Self> {
                 <$native>::read(row, column).map($from)
             }
         }
         impl Column for Option<$type> {
-            fn read(row: &Row, column: &'static str) -> Result<Self> {
+            fn read(row: &Row<'_>, column: &'static str) -> Result<Self> {
                 Ok(Option::<$native>::read(row, column)?.map($from))
             }
         }
@@ -310,7 +397,7 @@ impl From<Option<IpAddr>> for Value {
 }
 
 impl Column for Option<IpAddr> {
-    fn read(row: &Row, column: &'static str) -> Result<Self> {
+    fn read(row: &Row<'_>, column: &'static str) -> Result<Self> {
         let text: Option<String> = row.get(column)?;
         let parse = |text: String| {
             text.parse()
@@ -332,8 +419,19 @@ mod tests {
     }
 
     #[test]
+    fn rows_become_one_statement() {
+        let row = |a, b| sql!("INSERT INTO t (a, b) VALUES ($1, $2)").bind(a).bind(b);
+        let (text, _) = Sql::of_rows(vec![row(1, 2), row(3, 4), row(5, 6)]).expect("rows");
+        assert_eq!(
+            text,
+            "INSERT INTO t (a, b) VALUES ($1, $2), ($3, $4), ($5, $6)"
+        );
+        assert!(Sql::of_rows(vec![sql!("INSERT INTO t (a) VALUES ($1)")]).is_err());
+    }
+
+    #[test]
     fn a_forgotten_value_is_an_error() {
-        assert!(sql!("SELECT $1, $2").bind(1).for_sqlite().is_err());
+        assert!(sql!("SELECT $1, $2").bind(1).for_postgres().is_err());
         assert!(
             sql!("SELECT $1, $2")
                 .bind(1)
@@ -342,6 +440,6 @@ mod tests {
                 .for_postgres()
                 .is_err()
         );
-        assert!(sql!("SELECT $1, $2").bind(1).bind(2).for_sqlite().is_ok());
+        assert!(sql!("SELECT $1, $2").bind(1).bind(2).for_postgres().is_ok());
     }
 }

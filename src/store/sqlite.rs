@@ -1,218 +1,331 @@
-//! Writing on SQLite: one connection, lent to one transaction after another, one fsync for many.
+//! A connection to an SQLite file, and the pool of those that only read.
 //!
-//! A task owns the connection. Whoever wants to write waits in its queue, gets the connection on
-//! loan with a savepoint open in it, and gives it back by finishing or by being dropped. When nobody
-//! waits any more, or the batch is full, one COMMIT makes all of them durable, and only then is any
-//! of them answered, also those that refused: a refusal may rest on what the same batch wrote.
-//! Invariant: at most one writer, and no answer before the COMMIT that covers it.
+//! Statements run on the thread that asks: most take some microseconds, a fraction of what it takes
+//! to wake another thread. Two things may take longer and run on threads that are there for waiting:
+//! a COMMIT, which waits for the disk, and a page of a list, which may pass many rows to find a few.
+//! Invariant: no statement runs longer than a transaction may take.
 
 use std::{
-    sync::Arc,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
-use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
-use tokio::sync::{mpsc, oneshot};
+use rusqlite::{CachedStatement, OpenFlags};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    db::Stats,
     error::{Error, Result},
+    sql::{Row, Sql, SqliteRow},
 };
 
-/// Most transactions in one COMMIT, and the longest a batch may gather.
-const MAX_BATCH: usize = 128;
-const MAX_GATHER: Duration = Duration::from_millis(20);
-/// Most callers waiting for the connection.
-const MAX_WAITING: usize = 4096;
+/// A database file, and how to open it.
+#[derive(Clone, Debug)]
+pub struct File {
+    pub path: PathBuf,
+    /// How long a statement may take.
+    pub statement_timeout: Duration,
+}
 
-/// The queue for the writing connection.
+/// How long to wait for a lock that another connection holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than there are statements.
+const CACHED_STATEMENTS: usize = 256;
+/// Steps of SQLite's machine between two looks at the clock: some hundred microseconds.
+const STEPS: i32 = 10_000;
+
+impl File {
+    /// A connection that writes. It creates the file.
+    pub fn open(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        self.connect(
+            flags,
+            // The log is synced at every commit: what was answered survives a power cut.
+            "PRAGMA journal_mode = wal; PRAGMA synchronous = full; PRAGMA foreign_keys = on;",
+        )
+    }
+
+    fn open_to_read(&self) -> rusqlite::Result<Connection> {
+        self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY, "PRAGMA query_only = on;")
+    }
+
+    fn connect(&self, flags: OpenFlags, pragmas: &str) -> rusqlite::Result<Connection> {
+        // One thread at a time has the connection, so it needs no lock of its own.
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = rusqlite::Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+        connection.execute_batch(pragmas)?;
+        connection.execute_batch("PRAGMA trusted_schema = off;")?;
+        let since = Instant::now();
+        let end_ms = Arc::new(AtomicU64::new(u64::MAX));
+        let limit_ms = Arc::clone(&end_ms);
+        let is_over = move || millis(since.elapsed()) > limit_ms.load(Relaxed);
+        connection.progress_handler(STEPS, Some(is_over))?;
+        Ok(Connection {
+            inner: connection,
+            since,
+            end_ms,
+            statement_timeout: self.statement_timeout,
+        })
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A connection.
+pub struct Connection {
+    inner: rusqlite::Connection,
+    since: Instant,
+    /// When the statement that runs is interrupted, from `since`.
+    end_ms: Arc<AtomicU64>,
+    statement_timeout: Duration,
+}
+
+impl Connection {
+    /// The first row, if there is one.
+    pub fn first<T>(
+        &mut self,
+        sql: &Sql,
+        map: impl FnOnce(&Row<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.raw_query();
+        rows.next()?
+            .map(|row| map(&Row::Sqlite(SqliteRow::new(row))))
+            .transpose()
+    }
+
+    pub fn all<T>(&mut self, sql: &Sql, map: impl Fn(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.raw_query();
+        let mut mapped = Vec::new();
+        while let Some(row) = rows.next()? {
+            mapped.push(map(&Row::Sqlite(SqliteRow::new(row)))?);
+        }
+        Ok(mapped)
+    }
+
+    /// How many rows it changed.
+    pub fn execute(&mut self, sql: &Sql) -> Result<u64> {
+        let changed = self.prepare(sql)?.raw_execute()?;
+        Ok(u64::try_from(changed).unwrap_or(u64::MAX))
+    }
+
+    /// A statement without values.
+    pub fn run(&mut self, text: &'static str) -> rusqlite::Result<()> {
+        self.begin();
+        self.inner.prepare_cached(text)?.raw_execute().map(drop)
+    }
+
+    /// Several statements without values.
+    pub fn run_all(&mut self, text: &str) -> rusqlite::Result<()> {
+        self.begin();
+        self.inner.execute_batch(text)
+    }
+
+    fn prepare(&mut self, sql: &Sql) -> Result<CachedStatement<'_>> {
+        self.begin();
+        let mut statement = self.inner.prepare_cached(sql.text)?;
+        sql.bind_to(&mut statement)?;
+        Ok(statement)
+    }
+
+    /// From here on the statement has its time.
+    fn begin(&self) {
+        let end = self.since.elapsed().saturating_add(self.statement_timeout);
+        self.end_ms.store(millis(end), Relaxed);
+    }
+}
+
+/// Runs what may wait for the disk on a thread that is there for it.
+pub async fn waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    #[expect(clippy::disallowed_methods, reason = "it waits more than it computes")]
+    let done = tokio::task::spawn_blocking(work);
+    done.await.map_err(Error::broken)
+}
+
+/// Connections that only read.
 #[derive(Clone)]
-pub struct Lane(mpsc::Sender<Caller>);
+pub struct Readers(Arc<Pool>);
 
-/// Somebody who waits for the connection.
-type Caller = oneshot::Sender<Result<Loan>>;
-
-/// What became of a batch, for each who was in it.
-#[derive(Clone)]
-enum Fate {
-    Committed,
-    /// It failed for everybody, perhaps because of somebody else.
-    TryAgain,
-    /// It failed, and nobody else was in it.
-    Failed(String),
+struct Pool {
+    file: File,
+    idle: Mutex<Vec<Connection>>,
+    places: Arc<Semaphore>,
+    acquire_timeout: Duration,
 }
 
-/// The writing connection in one borrower's hands.
-pub struct Loan {
-    connection: Option<SqliteConnection>,
-    back: Option<oneshot::Sender<Return>>,
+/// A connection out of the pool; it goes back when this is dropped.
+pub struct Reader {
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+    _place: OwnedSemaphorePermit,
 }
 
-/// The connection on its way back.
-struct Return {
-    connection: SqliteConnection,
-    /// Whether what was done is to stay.
-    keep: bool,
-    /// Who waits for the COMMIT; nobody if the borrower vanished.
-    answer: Option<oneshot::Sender<Fate>>,
-}
-
-impl Lane {
-    pub fn open(options: SqliteConnectOptions, stats: Arc<Stats>) -> Self {
-        let (queue, callers) = mpsc::channel(MAX_WAITING);
-        tokio::spawn(lend(options, callers, stats));
-        Self(queue)
+impl Readers {
+    pub fn new(file: File, max: u32, acquire_timeout: Duration) -> Self {
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        Self(Arc::new(Pool {
+            file,
+            idle: Mutex::default(),
+            places: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),
+            acquire_timeout,
+        }))
     }
 
-    pub async fn borrow(&self) -> Result<Loan> {
-        let (caller, loan) = oneshot::channel();
-        if self.0.send(caller).await.is_err() {
-            return Err(Error::Unavailable("the writer has stopped".to_owned()));
-        }
-        // A caller is dropped only when the batch it was to join has failed.
-        loan.await.map_err(|_| Error::Conflict)?
-    }
-}
-
-impl Loan {
-    pub fn connection(&mut self) -> Result<&mut SqliteConnection> {
-        self.connection
-            .as_mut()
-            .ok_or_else(|| Error::broken("the loan was given back"))
-    }
-
-    /// Gives the connection back and waits for the COMMIT of the batch; false if that failed,
-    /// nothing of the batch remains, and trying again may succeed.
-    pub async fn finish(mut self, keep: bool) -> Result<bool> {
-        let (answer, fate) = oneshot::channel();
-        self.give_back(keep, Some(answer));
-        match fate.await {
-            Ok(Fate::Committed) => Ok(true),
-            Ok(Fate::TryAgain) => Ok(false),
-            Ok(Fate::Failed(cause)) => Err(Error::Unavailable(cause)),
-            Err(_) => Err(Error::Unavailable("the writer has stopped".to_owned())),
-        }
-    }
-
-    fn give_back(&mut self, keep: bool, answer: Option<oneshot::Sender<Fate>>) {
-        if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
-            // If the lender is gone there is nobody left to give it to.
-            let _ = back.send(Return {
-                connection,
-                keep,
-                answer,
-            });
-        }
-    }
-}
-
-impl Drop for Loan {
-    /// A body that panicked or ran out of time: what it did is rolled back.
-    fn drop(&mut self) {
-        self.give_back(false, None);
-    }
-}
-
-/// The lender: runs batch after batch until nobody can ask any more.
-async fn lend(
-    options: SqliteConnectOptions,
-    mut callers: mpsc::Receiver<Caller>,
-    stats: Arc<Stats>,
-) {
-    let mut kept = None;
-    // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
-    let mut singly = 0_usize;
-    while let Some(first) = callers.recv().await {
-        let connection = match kept.take() {
+    pub async fn acquire(&self) -> Result<Reader> {
+        let pool = &self.0;
+        let place = Arc::clone(&pool.places).try_acquire_owned();
+        let place = match place {
+            Ok(place) => place,
+            Err(_) => {
+                let place = Arc::clone(&pool.places).acquire_owned();
+                let place = tokio::time::timeout(pool.acquire_timeout, place).await;
+                let Ok(Ok(place)) = place else {
+                    return Err(Error::Unavailable("no connection is free".to_owned()));
+                };
+                place
+            }
+        };
+        let idle = pool.idle().pop();
+        let connection = match idle {
             Some(connection) => connection,
-            None => match SqliteConnection::connect_with(&options).await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::error!(%error, "cannot open the writing connection");
-                    let _ = first.send(Err(Error::Unavailable(error.to_string())));
-                    continue;
-                }
-            },
+            None => pool.file.open_to_read()?,
         };
-        let limit = if singly > 0 { 1 } else { MAX_BATCH };
-        let mut answers = Vec::new();
-        let outcome = batch(connection, first, &mut callers, limit, &mut answers).await;
-        stats.batch(answers.len());
-        let fate = match outcome {
-            Ok(connection) => {
-                kept = Some(connection);
-                singly = singly.saturating_sub(1);
-                Fate::Committed
-            }
-            // The connection is closed, which rolls the whole batch back.
-            Err(error) => {
-                tracing::error!(%error, "a batch of transactions failed");
-                singly = singly.max(answers.len());
-                if answers.len() > 1 {
-                    Fate::TryAgain
-                } else {
-                    Fate::Failed(error.to_string())
-                }
-            }
-        };
-        for answer in answers.into_iter().flatten() {
-            // A borrower that has gone meanwhile needs no answer.
-            let _ = answer.send(fate.clone());
+        Ok(Reader {
+            connection: Some(connection),
+            pool: Arc::clone(pool),
+            _place: place,
+        })
+    }
+
+    /// Closes what is idle, and whatever comes back.
+    pub fn close(&self) {
+        self.0.places.close();
+        self.0.idle().clear();
+    }
+}
+
+impl Pool {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    pub fn connection(&mut self) -> Result<&mut Connection> {
+        let connection = self.connection.as_mut();
+        connection.ok_or_else(|| Error::broken("the connection is lost"))
+    }
+
+    /// All rows, found on a thread that may wait.
+    pub async fn page<T: Send + 'static>(
+        &mut self,
+        sql: Sql,
+        map: fn(&Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let connection = self.connection.take();
+        let mut connection = connection.ok_or_else(|| Error::broken("the connection is lost"))?;
+        let span = tracing::Span::current();
+        let found = waiting(move || {
+            let rows = span.in_scope(|| connection.all(&sql, map));
+            (connection, rows)
+        });
+        let (connection, rows) = found.await?;
+        self.connection = Some(connection);
+        rows
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && !self.pool.places.is_closed()
+        {
+            self.pool.idle().push(connection);
         }
     }
 }
 
-/// Lends the connection to `first` and to whoever waits by then, and commits for all of them.
-async fn batch(
-    mut connection: SqliteConnection,
-    first: Caller,
-    callers: &mut mpsc::Receiver<Caller>,
-    limit: usize,
-    answers: &mut Vec<Option<oneshot::Sender<Fate>>>,
-) -> sqlx::Result<SqliteConnection> {
-    let since = Instant::now();
-    let (mut open, mut close) = ("BEGIN IMMEDIATE; SAVEPOINT body", "COMMIT");
-    let mut next = Some(first);
-    while let Some(caller) = next {
-        execute(&mut connection, open).await?;
-        let (back, returned) = oneshot::channel();
-        let loan = Loan {
-            connection: Some(connection),
-            back: Some(back),
-        };
-        let returned = match caller.send(Ok(loan)) {
-            Ok(()) => returned.await.map_err(|_| sqlx::Error::WorkerCrashed)?,
-            // It gave up while waiting.
-            Err(unread) => Return {
-                connection: unread
-                    .ok()
-                    .and_then(|mut loan| loan.connection.take())
-                    .ok_or(sqlx::Error::WorkerCrashed)?,
-                keep: false,
-                answer: None,
-            },
-        };
-        connection = returned.connection;
-        answers.push(returned.answer);
-        (open, close) = if returned.keep {
-            ("RELEASE body; SAVEPOINT body", "COMMIT")
-        } else {
-            ("ROLLBACK TO body", "ROLLBACK TO body; COMMIT")
-        };
-        let may_grow = answers.len() < limit && since.elapsed() < MAX_GATHER;
-        next = if may_grow {
-            callers.try_recv().ok()
-        } else {
-            None
-        };
-    }
-    execute(&mut connection, close).await?;
-    Ok(connection)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::sql;
 
-async fn execute(connection: &mut SqliteConnection, statements: &'static str) -> sqlx::Result<()> {
-    sqlx::raw_sql(statements)
-        .execute(connection)
-        .await
-        .map(drop)
+    fn file(timeout: Duration) -> (tempfile::TempDir, File) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("test.sqlite");
+        let file = File {
+            path,
+            statement_timeout: timeout,
+        };
+        (folder, file)
+    }
+
+    #[test]
+    fn placeholders_stand_for_their_number_not_for_their_place() {
+        let (_folder, file) = file(Duration::from_secs(5));
+        let mut connection = file.open().expect("opens");
+        let sql = sql!("SELECT $2 AS b, $1 AS a, $2 AS c").bind(1).bind("two");
+        let row = connection.first(&sql, |row| {
+            Ok((
+                row.get::<i64>("a")?,
+                row.get::<String>("b")?,
+                row.get::<String>("c")?,
+            ))
+        });
+        assert_eq!(
+            row.expect("works"),
+            Some((1, "two".to_owned(), "two".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_statement_that_takes_too_long_is_interrupted() {
+        let (_folder, file) = file(Duration::from_millis(50));
+        let mut connection = file.open().expect("opens");
+        let endless = sql!(
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+             SELECT COUNT(*) AS n FROM n"
+        );
+        let outcome = connection.first(&endless, |row| row.get::<i64>("n"));
+        assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
+        let next = connection.first(&sql!("SELECT 1 AS n"), |row| row.get::<i64>("n"));
+        assert_eq!(next.expect("has its own time"), Some(1));
+    }
+
+    #[tokio::test]
+    async fn readers_cannot_write_and_are_as_many_as_there_may_be() {
+        let (_folder, file) = file(Duration::from_secs(5));
+        let mut writer = file.open().expect("opens");
+        writer
+            .run_all("CREATE TABLE t (a INTEGER) STRICT")
+            .expect("a table");
+        let readers = Readers::new(file, 1, Duration::from_millis(10));
+        let mut reader = readers.acquire().await.expect("the first");
+        let write = reader
+            .connection()
+            .expect("there")
+            .execute(&sql!("INSERT INTO t VALUES (1)"));
+        assert!(write.is_err());
+        assert!(matches!(
+            readers.acquire().await,
+            Err(Error::Unavailable(_))
+        ));
+        drop(reader);
+        let mut reader = readers.acquire().await.expect("free again");
+        let rows = reader
+            .page(sql!("SELECT a FROM t"), |row| row.get::<i64>("a"))
+            .await;
+        assert_eq!(rows.expect("works"), Vec::<i64>::new());
+        readers.close();
+        drop(reader);
+        assert!(readers.acquire().await.is_err());
+    }
 }

@@ -150,7 +150,7 @@ pub async fn list(
         .bind(query.show_deleted || state.is_some())
         .bind(query.kind.map(Kind::name))
         .bind(limit);
-    db.all(sql, system_account).await
+    db.page(sql, system_account).await
 }
 
 pub async fn insert(db: &mut Write, account: &SystemAccount) -> error::Result<()> {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     db::{Read, Write},
     error::{Error as StoreError, OnDuplicate as _, Result},
-    sql::{Row, sql},
+    sql::{Row, Sql, sql},
 };
 use crate::domain::{
     account::{Lifecycle, State},
@@ -302,7 +302,7 @@ pub async fn list(
             .bind(first)
         }
     };
-    db.all(sql.bind(limit), user).await
+    db.page(sql.bind(limit), user).await
 }
 
 /// Where an ascending page starts: after the last row, or just before the first time.
@@ -320,8 +320,37 @@ fn descending(after: Option<&Cursor>, last: Timestamp) -> (i64, Uuid) {
 
 /// Inserts the user and its identifiers.
 pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
+    let exists = || Error::AlreadyExists {
+        name: user.id.to_string(),
+    };
+    // One id names one account of either kind: it is the `sub` of tokens.
+    let other = sql!("SELECT EXISTS (SELECT 1 FROM system_accounts WHERE id = $1) AS taken");
+    if db.one(other.bind(user.id), |row| row.get("taken")).await? {
+        return Err(exists());
+    }
+    db.execute(row(user))
+        .await
+        .on_duplicate("users_id_key", exists)?;
+    insert_identifiers(db, user).await
+}
+
+/// Inserts many users and their usernames; their ids are new ones of ours.
+pub async fn insert_all(db: &mut Write, users: &[User]) -> Result<()> {
+    db.insert_all(users.iter().map(row).collect()).await?;
+    let named = users.iter().filter_map(|user| {
+        let username = user.profile.username.as_ref()?;
+        Some(identifier_row(
+            user.id,
+            IdentifierKind::Username,
+            username.key(),
+        ))
+    });
+    db.insert_all(named.collect()).await
+}
+
+fn row(user: &User) -> Sql {
     let (state, profile) = (&user.lifecycle, &user.profile);
-    let sql = sql!(
+    sql!(
         "INSERT INTO users (id, revision, state, state_reason, state_until_time, expire_time,
             delete_time, purge_time, username, username_key, display_name, given_name, family_name,
             language_code, time_zone, external_ids, attributes, admin_attributes, create_time,
@@ -349,17 +378,7 @@ pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
     .bind(profile.admin_attributes.as_str())
     .bind(user.create_time)
     .bind(user.update_time)
-    .bind(user.last_sign_in_time);
-    let exists = || Error::AlreadyExists {
-        name: user.id.to_string(),
-    };
-    // One id names one account of either kind: it is the `sub` of tokens.
-    let other = sql!("SELECT EXISTS (SELECT 1 FROM system_accounts WHERE id = $1) AS taken");
-    if db.one(other.bind(user.id), |row| row.get("taken")).await? {
-        return Err(exists());
-    }
-    db.execute(sql).await.on_duplicate("users_id_key", exists)?;
-    insert_identifiers(db, user).await
+    .bind(user.last_sign_in_time)
 }
 
 /// Stores a changed user, whose revision is one above the stored one.
@@ -423,18 +442,20 @@ async fn insert_identifiers(db: &mut Write, user: &User) -> error::Result<()> {
         )
     });
     for (kind, key, what) in username.chain(external) {
-        let sql =
-            sql!("INSERT INTO login_identifiers (kind, value_key, user_id) VALUES ($1, $2, $3)")
-                .bind(kind.name())
-                .bind(key)
-                .bind(user.id);
-        db.execute(sql)
+        db.execute(identifier_row(user.id, kind, &key))
             .await
             .on_duplicate("login_identifiers_kind_value_key_key", || {
                 Error::AlreadyExists { name: what }
             })?;
     }
     Ok(())
+}
+
+fn identifier_row(user: UserId, kind: IdentifierKind, key: &str) -> Sql {
+    sql!("INSERT INTO login_identifiers (kind, value_key, user_id) VALUES ($1, $2, $3)")
+        .bind(kind.name())
+        .bind(key)
+        .bind(user)
 }
 
 /// Notes a sign-in, if the user may still act. Locks the user: a suspension waits, and then finds

@@ -20,6 +20,7 @@ mod input;
 mod keys;
 mod limits;
 mod load;
+mod measure;
 mod races;
 mod sessions;
 mod system_accounts;

@@ -6,13 +6,13 @@ use accountd::{
     env::{Random, SystemClock, SystemRandom},
     store::open::{self, Settings, Target},
 };
-use sqlx::{Connection as _, PgConnection, SqliteConnection};
+use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
 use crate::postgres;
 
 pub struct Databases {
-    pub sqlite: SqliteConnection,
+    pub sqlite: rusqlite::Connection,
     /// None where PostgreSQL is not installed.
     pub postgres: Option<PgConnection>,
     _folder: TempDir,
@@ -22,8 +22,7 @@ pub async fn databases() -> Databases {
     let folder = TempDir::new().expect("a temporary folder");
     let file = folder.path().join("accountd.sqlite");
     open(Target::Sqlite(file.clone())).await;
-    let url = format!("sqlite://{}", file.display());
-    let sqlite = SqliteConnection::connect(&url).await.expect("a connection");
+    let sqlite = rusqlite::Connection::open(&file).expect("a connection");
     let postgres = if postgres::is_available().await {
         let url = postgres::database().await;
         open(Target::Postgres(url.clone())).await;

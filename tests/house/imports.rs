@@ -37,13 +37,14 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 14] = [
+const CRATES: [(&str, &[&str]); 15] = [
+    ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
-    ("tonic", &["grpc/", "server.rs"]),
-    ("tonic_health", &["server.rs"]),
+    ("tonic", &["bench/", "grpc/", "server.rs"]),
+    ("tonic_health", &["bench/", "server.rs"]),
     ("tonic_prost", &["grpc/"]),
     ("tonic_reflection", &["server.rs"]),
-    ("tonic_types", &["grpc/", "server.rs"]),
+    ("tonic_types", &["bench/", "grpc/", "server.rs"]),
     ("tonic_web", &["server.rs"]),
     ("prost", &["grpc/", "http/gateway.rs"]),
     ("prost_types", &["grpc/", "http/openapi.rs"]),

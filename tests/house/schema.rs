@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row as _, SqliteConnection};
+use sqlx::{Executor as _, PgConnection, Row as _};
 
 use crate::databases::databases;
 
@@ -31,7 +31,7 @@ enum Kind {
 #[tokio::test]
 async fn both_engines_have_the_same_schema() {
     let mut databases = databases().await;
-    let sqlite = read_sqlite(&mut databases.sqlite).await;
+    let sqlite = read_sqlite(&databases.sqlite);
     assert!(sqlite.columns.len() > 100, "{sqlite:#?}");
     assert!(sqlite.keys.len() > 10 && sqlite.indexes.len() > 20 && sqlite.references.len() > 2);
     let Some(postgres) = &mut databases.postgres else {
@@ -70,59 +70,76 @@ async fn names_of_keys_follow_from_their_columns() {
     }
 }
 
-async fn read_sqlite(sqlite: &mut SqliteConnection) -> Schema {
+fn read_sqlite(sqlite: &rusqlite::Connection) -> Schema {
     let mut schema = Schema::default();
     let tables =
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> '_sqlx_migrations'
          AND name NOT LIKE 'sqlite_%'";
-    for table in sqlite.fetch_all(tables).await.expect("tables") {
-        let table: String = table.get("name");
-        let mut ask = async |pragma: &str| {
-            let sql = AssertSqlSafe(format!("PRAGMA {pragma}"));
-            sqlite.fetch_all(sql).await.expect("an answer")
-        };
+    for table in ask(sqlite, tables, |row| row.get::<_, String>("name")) {
+        let columns = ask(sqlite, &format!("PRAGMA table_info({table})"), |row| {
+            let (name, kind): (String, String) = (row.get("name")?, row.get("type")?);
+            Ok((
+                name,
+                kind,
+                row.get::<_, i64>("pk")?,
+                row.get::<_, bool>("notnull")?,
+            ))
+        });
         let mut key = Vec::new();
-        for row in ask(&format!("table_info({table})")).await {
-            let (name, kind): (String, String) = (row.get("name"), row.get("type"));
+        for (name, kind, place, is_not_null) in columns {
             let kind = match &*kind {
                 "TEXT" => Kind::Text,
                 "BLOB" => Kind::Bytes,
                 "INTEGER" => Kind::Number,
                 other => panic!("{table}.{name} is {other}"),
             };
-            let place: i64 = row.get("pk");
             if place > 0 {
                 key.push((place, name.clone()));
             }
-            let nullable = row.get::<i64, _>("notnull") == 0;
             schema
                 .columns
-                .insert(format!("{table}.{name}"), (kind, nullable));
+                .insert(format!("{table}.{name}"), (kind, !is_not_null));
         }
         key.sort();
         let key: Vec<String> = key.into_iter().map(|(_, name)| name).collect();
         schema.keys.insert(format!("{table}({})", key.join(",")));
-        for index in ask(&format!("index_list({table})")).await {
-            let name: String = index.get("name");
-            if index.get::<String, _>("origin") != "c" {
+        let indexes = ask(sqlite, &format!("PRAGMA index_list({table})"), |row| {
+            let (name, origin): (String, String) = (row.get("name")?, row.get("origin")?);
+            Ok((name, origin, row.get::<_, bool>("unique")?))
+        });
+        for (name, origin, unique) in indexes {
+            if origin != "c" {
                 continue;
             }
-            let columns = ask(&format!("index_info({name})")).await;
-            let columns: Vec<String> = columns.iter().map(|row| row.get("name")).collect();
-            let unique = index.get::<i64, _>("unique") == 1;
+            let columns = ask(sqlite, &format!("PRAGMA index_info({name})"), |row| {
+                row.get::<_, String>("name")
+            });
             schema
                 .indexes
                 .insert(name, (table.clone(), columns.join(","), unique));
         }
-        for reference in ask(&format!("foreign_key_list({table})")).await {
-            let text = |column: &str| reference.get::<String, _>(column);
-            let (from, to, end) = (text("from"), text("table"), text("on_delete"));
-            schema
-                .references
-                .insert(format!("{table}({from}) -> {to} ON DELETE {end}"));
-        }
+        let references = ask(
+            sqlite,
+            &format!("PRAGMA foreign_key_list({table})"),
+            |row| {
+                let (from, to): (String, String) = (row.get("from")?, row.get("table")?);
+                let end: String = row.get("on_delete")?;
+                Ok(format!("{table}({from}) -> {to} ON DELETE {end}"))
+            },
+        );
+        schema.references.extend(references);
     }
     schema
+}
+
+fn ask<T>(
+    sqlite: &rusqlite::Connection,
+    sql: &str,
+    map: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Vec<T> {
+    let mut statement = sqlite.prepare(sql).expect("a statement");
+    let rows = statement.query_map([], map).expect("an answer");
+    rows.map(|row| row.expect("a row")).collect()
 }
 
 async fn read_postgres(postgres: &mut PgConnection) -> Schema {

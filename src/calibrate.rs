@@ -1,0 +1,185 @@
+//! `accountd calibrate`: what a password hash costs on this machine with all lanes at work, and the
+//! dearest parameters that are still quick enough.
+//!
+//! OWASP's Password Storage Cheat Sheet gives the least (19 MiB and two passes, or 46 MiB and one);
+//! RFC 9106 section 4 says to spend memory first. Measured with all lanes busy, since lanes share the
+//! memory bus and a lane on its own is quicker than it will ever be under load.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use crate::{
+    domain::password::{self, Cost, Memory, Password},
+    env::{Random, SystemRandom},
+};
+
+/// What a sign-in may take.
+#[derive(Args)]
+pub struct Options {
+    /// Milliseconds that one hash may take with all lanes at work.
+    #[arg(long, default_value_t = 50.0)]
+    max_ms: f64,
+    /// Lanes to calibrate for; one per core when not given.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    lanes: Option<u16>,
+    /// Milliseconds to spend on each measurement.
+    #[arg(long, default_value_t = 1000)]
+    measure_ms: u64,
+}
+
+/// Sizes of memory to try, in MiB.
+const SIZES_MIB: [u32; 8] = [19, 32, 46, 64, 96, 128, 192, 256];
+const MIB: u32 = 1024;
+
+/// One point of the curve.
+#[derive(Clone, Copy)]
+struct Point {
+    cost: Cost,
+    lanes: usize,
+    per_second: f64,
+    ms: f64,
+}
+
+/// Measures, and says what it finds as it goes; an error is a sentence for the operator.
+pub fn run(options: &Options, say: impl Fn(&str)) -> Result<(), String> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let lanes = options.lanes.map_or(cores, usize::from);
+    let time = Duration::from_millis(options.measure_ms.max(1));
+    say(&format!(
+        "memory MiB  passes  lanes  hashes/s  ms each    ({cores} cores)\n"
+    ));
+    let mut best: Option<Point> = None;
+    for size in SIZES_MIB {
+        let quickest = measure(cost(size, least_iterations(size)), lanes, time)?;
+        say(&quickest.line());
+        if quickest.ms > options.max_ms {
+            break;
+        }
+        // Passes all cost the same, so the most there is time for is known from the first.
+        let passes = quickest.ms / f64::from(quickest.cost.iterations);
+        let affordable = (1..=Cost::CEILING.iterations)
+            .take_while(|count| f64::from(*count) * passes <= options.max_ms)
+            .last();
+        best = Some(quickest);
+        if let Some(most) = affordable.filter(|most| *most > quickest.cost.iterations) {
+            let dearest = measure(cost(size, most), lanes, time)?;
+            say(&dearest.line());
+            if dearest.ms <= options.max_ms {
+                best = Some(dearest);
+            }
+        }
+    }
+    let Some(best) = best else {
+        return Err(format!(
+            "no parameters that are strong enough take less than {} ms on this machine",
+            options.max_ms
+        ));
+    };
+    say("\nThe same with more and fewer lanes:\n");
+    for lanes in 1..=lanes * 2 {
+        say(&measure(best.cost, lanes, time)?.line());
+    }
+    let Cost {
+        memory_kib,
+        iterations,
+        parallelism,
+    } = best.cost;
+    say(&format!(
+        "\nFor accountd.toml: {:.0} sign-ins per second, {} MiB for {lanes} lanes\n\n\
+         [hashing]\nlanes = {lanes}\nmemory_kib = {memory_kib}\niterations = {iterations}\n\
+         parallelism = {parallelism}\n",
+        best.per_second,
+        u64::from(memory_kib / MIB) * u64::try_from(lanes).unwrap_or(u64::MAX),
+    ));
+    Ok(())
+}
+
+const fn cost(memory_mib: u32, iterations: u32) -> Cost {
+    Cost {
+        memory_kib: memory_mib * MIB,
+        iterations,
+        parallelism: 1,
+    }
+}
+
+/// What OWASP asks for at least.
+const fn least_iterations(memory_mib: u32) -> u32 {
+    if memory_mib < 46 { 2 } else { 1 }
+}
+
+/// As many lanes as asked for, all at work for a while.
+fn measure(cost: Cost, lanes: usize, time: Duration) -> Result<Point, String> {
+    let begin = Instant::now();
+    let counts = thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes)
+            .map(|_| scope.spawn(move || lane(cost, begin, time)))
+            .collect();
+        let counts = lanes.into_iter().map(|lane| {
+            lane.join()
+                .unwrap_or_else(|_| Err("a lane has failed".to_owned()))
+        });
+        counts.collect::<Result<Vec<u32>, String>>()
+    })?;
+    let (count, seconds) = (
+        f64::from(counts.iter().sum::<u32>()),
+        begin.elapsed().as_secs_f64(),
+    );
+    let busy = f64::from(u32::try_from(lanes).unwrap_or(u32::MAX));
+    Ok(Point {
+        cost,
+        lanes,
+        per_second: count / seconds,
+        ms: seconds * 1e3 * busy / count,
+    })
+}
+
+/// Hashes one after another, at least one; how many.
+fn lane(cost: Cost, begin: Instant, time: Duration) -> Result<u32, String> {
+    let mut memory = Memory::for_cost(cost)?;
+    let random: &dyn Random = &SystemRandom;
+    let mut count = 0;
+    while count == 0 || begin.elapsed() < time {
+        let password = Password::new("a password of usual length".to_owned());
+        password::hash(&password, random.bytes(), cost, &[0; 32], &mut memory)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+impl Point {
+    fn line(&self) -> String {
+        let Self {
+            cost,
+            lanes,
+            per_second,
+            ms,
+        } = self;
+        let (memory, passes) = (cost.memory_kib / MIB, cost.iterations);
+        format!("{memory:>10}{passes:>8}{lanes:>7}{per_second:>10.1}{ms:>9.1}\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recommended_can_be_configured_and_is_strong_enough() {
+        for size in SIZES_MIB {
+            let least = cost(size, least_iterations(size));
+            assert!(least.memory_kib <= Cost::CEILING.memory_kib);
+            assert!(least.memory_kib * least.iterations >= 2 * 19 * MIB);
+        }
+    }
+
+    #[test]
+    fn every_lane_hashes_and_the_time_of_each_is_counted() {
+        let cheap = cost(1, 1);
+        let point = measure(cheap, 2, Duration::from_millis(1)).expect("measures");
+        assert!(point.per_second > 0.0 && point.ms > 0.0);
+    }
+}

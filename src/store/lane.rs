@@ -1,0 +1,215 @@
+//! Writing on SQLite: one connection, lent to one transaction after another, one fsync for many.
+//!
+//! A task owns the connection. Whoever wants to write waits in its queue, gets the connection on
+//! loan with a savepoint open in it, and gives it back by finishing or by being dropped. When nobody
+//! waits any more, or the batch is full, one COMMIT makes all of them durable, and only then is any
+//! of them answered, also those that refused: a refusal may rest on what the same batch wrote.
+//! Invariant: at most one writer, and no answer before the COMMIT that covers it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    db::Stats,
+    error::{Error, Result},
+    sqlite::{self, Connection, File},
+};
+
+/// Most transactions in one COMMIT, and the longest a batch may gather.
+const MAX_BATCH: usize = 128;
+const MAX_GATHER: Duration = Duration::from_millis(20);
+/// Most callers waiting for the connection.
+const MAX_WAITING: usize = 4096;
+
+/// The queue for the writing connection.
+#[derive(Clone)]
+pub struct Lane(mpsc::Sender<Caller>);
+
+/// Somebody who waits for the connection.
+type Caller = oneshot::Sender<Result<Loan>>;
+
+/// What became of a batch, for each who was in it.
+#[derive(Clone)]
+enum Fate {
+    Committed,
+    /// It failed for everybody, perhaps because of somebody else.
+    TryAgain,
+    /// It failed, and nobody else was in it.
+    Failed(String),
+}
+
+/// The writing connection in one borrower's hands.
+pub struct Loan {
+    connection: Option<Connection>,
+    back: Option<oneshot::Sender<Return>>,
+}
+
+/// The connection on its way back.
+struct Return {
+    connection: Connection,
+    /// Whether what was done is to stay.
+    keep: bool,
+    /// Who waits for the COMMIT; nobody if the borrower vanished.
+    answer: Option<oneshot::Sender<Fate>>,
+}
+
+impl Lane {
+    pub fn open(file: File, stats: Arc<Stats>) -> Self {
+        let (queue, callers) = mpsc::channel(MAX_WAITING);
+        tokio::spawn(lend(file, callers, stats));
+        Self(queue)
+    }
+
+    pub async fn borrow(&self) -> Result<Loan> {
+        let (caller, loan) = oneshot::channel();
+        if self.0.send(caller).await.is_err() {
+            return Err(Error::Unavailable("the writer has stopped".to_owned()));
+        }
+        // A caller is dropped only when the batch it was to join has failed.
+        loan.await.map_err(|_| Error::Conflict)?
+    }
+}
+
+impl Loan {
+    pub fn connection(&mut self) -> Result<&mut Connection> {
+        self.connection
+            .as_mut()
+            .ok_or_else(|| Error::broken("the loan was given back"))
+    }
+
+    /// Gives the connection back and waits for the COMMIT of the batch; false if that failed,
+    /// nothing of the batch remains, and trying again may succeed.
+    pub async fn finish(mut self, keep: bool) -> Result<bool> {
+        let (answer, fate) = oneshot::channel();
+        self.give_back(keep, Some(answer));
+        match fate.await {
+            Ok(Fate::Committed) => Ok(true),
+            Ok(Fate::TryAgain) => Ok(false),
+            Ok(Fate::Failed(cause)) => Err(Error::Unavailable(cause)),
+            Err(_) => Err(Error::Unavailable("the writer has stopped".to_owned())),
+        }
+    }
+
+    fn give_back(&mut self, keep: bool, answer: Option<oneshot::Sender<Fate>>) {
+        if let (Some(connection), Some(back)) = (self.connection.take(), self.back.take()) {
+            // If the lender is gone there is nobody left to give it to.
+            let _ = back.send(Return {
+                connection,
+                keep,
+                answer,
+            });
+        }
+    }
+}
+
+impl Drop for Loan {
+    /// A body that panicked or ran out of time: what it did is rolled back.
+    fn drop(&mut self) {
+        self.give_back(false, None);
+    }
+}
+
+/// The lender: runs batch after batch until nobody can ask any more.
+async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>) {
+    let mut kept = None;
+    // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
+    let mut singly = 0_usize;
+    while let Some(first) = callers.recv().await {
+        let connection = match kept.take() {
+            Some(connection) => connection,
+            None => match file.open() {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::error!(%error, "cannot open the writing connection");
+                    let _ = first.send(Err(Error::Unavailable(error.to_string())));
+                    continue;
+                }
+            },
+        };
+        let limit = if singly > 0 { 1 } else { MAX_BATCH };
+        let mut answers = Vec::new();
+        let outcome = batch(connection, first, &mut callers, limit, &mut answers).await;
+        stats.batch(answers.len());
+        let fate = match outcome {
+            Ok(connection) => {
+                kept = Some(connection);
+                singly = singly.saturating_sub(1);
+                Fate::Committed
+            }
+            // The connection is closed, which rolls the whole batch back.
+            Err(error) => {
+                tracing::error!(%error, "a batch of transactions failed");
+                singly = singly.max(answers.len());
+                if answers.len() > 1 {
+                    Fate::TryAgain
+                } else {
+                    Fate::Failed(error.to_string())
+                }
+            }
+        };
+        for answer in answers.into_iter().flatten() {
+            // A borrower that has gone meanwhile needs no answer.
+            let _ = answer.send(fate.clone());
+        }
+    }
+}
+
+/// Lends the connection to `first` and to whoever waits by then, and commits for all of them.
+async fn batch(
+    mut connection: Connection,
+    first: Caller,
+    callers: &mut mpsc::Receiver<Caller>,
+    limit: usize,
+    answers: &mut Vec<Option<oneshot::Sender<Fate>>>,
+) -> Result<Connection> {
+    let since = Instant::now();
+    connection.run("BEGIN IMMEDIATE")?;
+    let mut next = Some(first);
+    while let Some(caller) = next {
+        connection.run("SAVEPOINT body")?;
+        let (back, returned) = oneshot::channel();
+        let loan = Loan {
+            connection: Some(connection),
+            back: Some(back),
+        };
+        let returned = match caller.send(Ok(loan)) {
+            Ok(()) => returned.await.map_err(|_| lost())?,
+            // It gave up while waiting.
+            Err(unread) => Return {
+                connection: unread
+                    .ok()
+                    .and_then(|mut loan| loan.connection.take())
+                    .ok_or_else(lost)?,
+                keep: false,
+                answer: None,
+            },
+        };
+        connection = returned.connection;
+        answers.push(returned.answer);
+        if !returned.keep {
+            connection.run("ROLLBACK TO body")?;
+        }
+        connection.run("RELEASE body")?;
+        let may_grow = answers.len() < limit && since.elapsed() < MAX_GATHER;
+        next = if may_grow {
+            callers.try_recv().ok()
+        } else {
+            None
+        };
+    }
+    let committed = sqlite::waiting(move || {
+        let outcome = connection.run("COMMIT");
+        (connection, outcome)
+    });
+    let (connection, outcome) = committed.await?;
+    outcome?;
+    Ok(connection)
+}
+
+fn lost() -> Error {
+    Error::broken("the connection was not given back")
+}
