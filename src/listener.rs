@@ -244,8 +244,9 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(limits.max_streams)
         // A peer that makes us fail its streams (RUSTSEC-2024-0003 and "MadeYouReset").
         .max_local_error_reset_streams(256)
-        // A peer that resets its own (CVE-2023-44487).
-        .max_pending_accept_reset_streams(20)
+        // A peer that resets its own (CVE-2023-44487). One that gives up everything it has open at once
+        // is no attacker: it may be a frontend whose users went away.
+        .max_pending_accept_reset_streams(usize::try_from(limits.max_streams).unwrap_or(usize::MAX))
         .max_header_list_size(header_bytes)
         .max_frame_size(16 * 1024)
         .initial_stream_window_size(256 * 1024)

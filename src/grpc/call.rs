@@ -436,11 +436,17 @@ fn text(metadata: &MetadataMap, name: &str) -> String {
 
 /// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its
 /// first answer, the answer of a first attempt is recorded for retries, and `validate_only` rolls
-/// everything back.
+/// everything back. Another isolation than SERIALIZABLE will do where nothing that was read, but for
+/// the unique keys, has to stay true until the end.
 macro_rules! mutate {
     ($call:expr, |$tx:ident| $body:block) => {
+        mutate!($call, $crate::store::db::Isolation::Serializable, |$tx| {
+            $body
+        })
+    };
+    ($call:expr, $isolation:expr, |$tx:ident| $body:block) => {
         $crate::store::transact!(
-            $call.attempts($crate::store::db::Isolation::Serializable),
+            $call.attempts($isolation),
             attempts | $tx | {
                 $call.require_standing($tx).await?;
                 match $call.replay($tx).await? {

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         credentials::{self, Kept},
-        db::Write,
+        db::{Isolation, Write},
         events, password_resets, sessions,
         users::{self, Cursor, IdentifierKind, Order, Query},
     },
@@ -80,7 +80,18 @@ impl pb::user_service_server::UserService for Users {
             }
             None => None,
         };
-        let user = mutate!(call, |tx| {
+        // An id of the caller's own choice may be that of a system account, or become it meanwhile; for
+        // all else there are unique keys.
+        let is_chosen = !request.user_id.is_empty();
+        let isolation = if is_chosen {
+            Isolation::Serializable
+        } else {
+            Isolation::ReadCommitted
+        };
+        let user = mutate!(call, isolation, |tx| {
+            if is_chosen {
+                users::require_free(tx, user.id).await?;
+            }
             users::insert(tx, &user).await?;
             if let Some(hash) = &hash {
                 let credential = secrets::password_credential(&call, user.id);

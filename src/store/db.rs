@@ -16,13 +16,12 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, pool::PoolConnection};
 use tracing::Instrument as _;
 
 use super::{
     error::{Error, Result},
     lane::{Lane, Loan},
-    postgres::Transaction,
+    postgres::{Connections, Session, Transaction},
     sql::{Row, Sql},
     sqlite::{self, Reader, Readers},
 };
@@ -37,8 +36,14 @@ pub struct Db {
 }
 
 pub(super) enum Engine {
-    Sqlite { readers: Readers, writer: Lane },
-    Postgres { readers: PgPool, writers: PgPool },
+    Sqlite {
+        readers: Readers,
+        writer: Lane,
+    },
+    Postgres {
+        readers: Connections,
+        writers: Connections,
+    },
 }
 
 /// How a transaction is kept apart from others. On SQLite they run one after another anyway.
@@ -82,13 +87,13 @@ pub struct Read {
 enum Link {
     Sqlite(Reader),
     SqliteWriter(Loan),
-    Postgres(PoolConnection<Postgres>),
+    Postgres(Session),
     PostgresWriter(Transaction),
 }
 
 enum Connection<'a> {
     Sqlite(&'a mut sqlite::Connection),
-    Postgres(&'a mut PgConnection),
+    Postgres(&'a mut Session),
 }
 
 /// One transaction; made by `transact!` only.
@@ -111,9 +116,7 @@ impl Db {
     pub async fn read(&self) -> domain::error::Result<Read> {
         let link = match &self.engine {
             Engine::Sqlite { readers, .. } => Link::Sqlite(readers.acquire().await?),
-            Engine::Postgres { readers, .. } => {
-                Link::Postgres(aside(readers.acquire()).await.map_err(Error::from)?)
-            }
+            Engine::Postgres { readers, .. } => Link::Postgres(aside(readers.acquire()).await?),
         };
         Ok(Read {
             link,
@@ -170,9 +173,8 @@ impl Read {
         let found = async {
             match self.connection()? {
                 Connection::Sqlite(connection) => connection.first(&sql, map),
-                Connection::Postgres(connection) => {
-                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
-                    let rows = aside(query.fetch_all(connection)).await?;
+                Connection::Postgres(session) => {
+                    let rows = aside(session.rows(sql)).await?;
                     rows.first().map(|row| map(&Row::Postgres(row))).transpose()
                 }
             }
@@ -199,9 +201,8 @@ impl Read {
         let found = async {
             match self.connection()? {
                 Connection::Sqlite(connection) => connection.all(&sql, map),
-                Connection::Postgres(connection) => {
-                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
-                    let rows = aside(query.fetch_all(connection)).await?;
+                Connection::Postgres(session) => {
+                    let rows = aside(session.rows(sql)).await?;
                     rows.iter().map(|row| map(&Row::Postgres(row))).collect()
                 }
             }
@@ -241,8 +242,8 @@ impl Read {
         Ok(match &mut self.link {
             Link::Sqlite(reader) => Connection::Sqlite(reader.connection()?),
             Link::SqliteWriter(loan) => Connection::Sqlite(loan.connection()?),
-            Link::Postgres(connection) => Connection::Postgres(connection),
-            Link::PostgresWriter(transaction) => Connection::Postgres(transaction.connection()?),
+            Link::Postgres(session) => Connection::Postgres(session),
+            Link::PostgresWriter(transaction) => Connection::Postgres(transaction.session()),
         })
     }
 }
@@ -254,10 +255,7 @@ impl Write {
         let changed = async {
             Ok(match self.0.connection()? {
                 Connection::Sqlite(connection) => connection.execute(&sql)?,
-                Connection::Postgres(connection) => {
-                    let query = sqlx::query_with(sql.text, sql.for_postgres()?);
-                    aside(query.execute(connection)).await?.rows_affected()
-                }
+                Connection::Postgres(session) => aside(session.execute(sql)).await?,
             })
         };
         let changed: Result<u64> = changed.instrument(span).await;
@@ -276,11 +274,7 @@ impl Write {
                     Connection::Sqlite(connection) => group
                         .iter()
                         .try_for_each(|row| connection.execute(row).map(drop)),
-                    Connection::Postgres(connection) => {
-                        let (text, arguments) = Sql::of_rows(group)?;
-                        let query = sqlx::query_with(AssertSqlSafe(text), arguments);
-                        Ok(aside(query.execute(connection)).await.map(drop)?)
-                    }
+                    Connection::Postgres(session) => aside(session.insert_all(group)).await,
                 }
             };
             let inserted = inserted.await;

@@ -14,6 +14,7 @@ pub mod leases;
 pub mod meta;
 pub mod open;
 pub mod password_resets;
+mod pool;
 mod postgres;
 pub mod requests;
 pub mod sessions;

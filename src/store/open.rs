@@ -5,17 +5,14 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
-use sqlx::{
-    Connection as _, PgConnection,
-    migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{Connection as _, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
 
 use super::{
     db::{Db, Engine, Stats, transact},
     error::Error,
     lane::Lane,
     leases,
+    postgres::Connections,
     sql::sql,
     sqlite::{self, File, Readers},
 };
@@ -56,8 +53,6 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 const MIN_POSTGRES: u32 = 13;
 const MIGRATIONS: &str = "migrations";
 const LEASE_S: i64 = 60;
-/// How long an idle connection to PostgreSQL is taken to be good.
-const UNTESTED: Duration = Duration::from_secs(1);
 
 /// Opens the database, with its schema up to date. An error is a sentence for the operator.
 pub async fn open(
@@ -88,28 +83,15 @@ pub async fn open(
         Target::Postgres(url) => {
             let options = postgres_options(url, settings)?;
             prepare_postgres(&options).await?;
-            let pool = || {
-                PgPoolOptions::new()
-                    .max_connections(settings.max_connections)
-                    .acquire_timeout(settings.acquire_timeout)
-                    .test_before_acquire(false)
-                    // A question to the server costs as much as most statements, so only a
-                    // connection that has been idle is asked whether it is still there.
-                    .before_acquire(|connection, meta| {
-                        Box::pin(async move {
-                            if meta.idle_for >= UNTESTED {
-                                connection.ping().await?;
-                            }
-                            Ok(true)
-                        })
-                    })
-            };
             let read_only = options
                 .clone()
                 .options([("default_transaction_read_only", "on")]);
+            let connections = |options| {
+                Connections::new(options, settings.max_connections, settings.acquire_timeout)
+            };
             let db = db(Engine::Postgres {
-                readers: pool().connect_lazy_with(read_only),
-                writers: pool().connect_lazy_with(options.clone()),
+                readers: connections(read_only),
+                writers: connections(options.clone()),
             });
             // Building an index may take longer than any call should.
             let unhurried = options.options([("statement_timeout", "0")]);

@@ -1,16 +1,24 @@
-//! Writing on `PostgreSQL`: transactions side by side, and one that keeps conflicting on its own.
+//! Reading and writing on `PostgreSQL`: connections, and transactions on them.
 //!
-//! SERIALIZABLE watches index pages rather than rows, so transactions of strangers conflict whenever
-//! they overlap on a page, and the slower the disk commits, the more of them overlap. After a few
-//! attempts a transaction therefore has the database to itself, whichever process it is in: everybody
-//! holds a lock on one table while they run, and the one that wants to be alone holds it exclusively.
-//! Invariant: a transaction that did not reach its end takes its connection with it.
+//! Transactions run side by side, and one that keeps conflicting on its own. SERIALIZABLE watches index
+//! pages rather than rows, so transactions of strangers conflict whenever they overlap on a page, and
+//! the slower the disk commits, the more of them overlap. After a few attempts a transaction therefore
+//! has the database to itself, whichever process it is in: everybody holds a lock on one table while
+//! they run, and the one that wants to be alone holds it exclusively.
+//! Invariant: a statement or a transaction that did not reach its end takes its connection with it.
 
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection};
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Connection as _, PgConnection,
+    postgres::{PgConnectOptions, PgRow},
+};
 
 use super::{
     db::Isolation,
     error::{Error, Result},
+    pool::{Place, Pool},
+    sql::Sql,
 };
 
 /// How many attempts a transaction makes beside others.
@@ -24,43 +32,145 @@ const ALONE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE; LOCK TABLE leases IN EX
 /// Waits for a row where the others conflict, so it is in nobody's way.
 const READ_COMMITTED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
+/// How long an idle connection is taken to be good: a question to the server costs as much as most
+/// statements.
+const UNTESTED: Duration = Duration::from_secs(1);
+
+/// Connections with the same options. Their own pool, since that of sqlx asks the server after each
+/// use whether the connection is still good, which doubles the cost of a read.
+pub struct Connections {
+    options: Box<PgConnectOptions>,
+    pool: Arc<Pool<PgConnection>>,
+}
+
+impl Connections {
+    pub fn new(options: PgConnectOptions, max: u32, acquire_timeout: Duration) -> Self {
+        Self {
+            options: Box::new(options),
+            pool: Pool::new(max, acquire_timeout),
+        }
+    }
+
+    /// A connection that can be used.
+    pub async fn acquire(&self) -> Result<Session> {
+        let mut place = self.pool.acquire().await?;
+        if place.idle_time >= UNTESTED
+            && let Some(mut connection) = place.take()
+            && let Ok(Ok(())) =
+                tokio::time::timeout(self.pool.acquire_timeout(), connection.ping()).await
+        {
+            place.put(connection);
+        }
+        if place.get().is_none() {
+            let connection = PgConnection::connect_with(&self.options);
+            let connection = tokio::time::timeout(self.pool.acquire_timeout(), connection).await;
+            let late = |_| Error::Unavailable("the database does not answer".to_owned());
+            place.put(connection.map_err(late)??);
+        }
+        Ok(Session(place))
+    }
+
+    pub async fn close(&self) {
+        for connection in self.pool.close() {
+            // The server notices in any case.
+            let _ = connection.close().await;
+        }
+    }
+}
+
+/// A connection in use.
+pub struct Session(Place<PgConnection>);
+
+impl Session {
+    pub async fn rows(&mut self, sql: Sql) -> Result<Vec<PgRow>> {
+        let query = sqlx::query_with(sql.text, sql.for_postgres()?);
+        self.ask(async |connection| query.fetch_all(connection).await)
+            .await
+    }
+
+    /// How many rows it changed.
+    pub async fn execute(&mut self, sql: Sql) -> Result<u64> {
+        let query = sqlx::query_with(sql.text, sql.for_postgres()?);
+        let done = self.ask(async |connection| query.execute(connection).await);
+        Ok(done.await?.rows_affected())
+    }
+
+    /// The same INSERT of one row for many rows, as one statement.
+    pub async fn insert_all(&mut self, rows: Vec<Sql>) -> Result<()> {
+        let (text, arguments) = Sql::of_rows(rows)?;
+        let query = sqlx::query_with(AssertSqlSafe(text), arguments);
+        let done = self.ask(async |connection| query.execute(connection).await);
+        done.await.map(drop)
+    }
+
+    /// Statements without values.
+    async fn run(&mut self, text: &'static str) -> Result<()> {
+        let done = self.ask(async |connection| sqlx::raw_sql(text).execute(connection).await);
+        done.await.map(drop)
+    }
+
+    /// Asks the server something. The connection is out of its place until there is an answer, and
+    /// stays out if what came was none.
+    async fn ask<T>(
+        &mut self,
+        question: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
+    ) -> Result<T> {
+        let mut connection = self.0.take().ok_or_else(lost)?;
+        let answer = question(&mut connection).await;
+        if matches!(answer, Ok(_) | Err(sqlx::Error::Database(_))) {
+            self.0.put(connection);
+        }
+        Ok(answer?)
+    }
+}
+
+fn lost() -> Error {
+    Error::Unavailable("the connection is lost".to_owned())
+}
+
 /// One transaction.
-pub struct Transaction(Option<PoolConnection<Postgres>>);
+pub struct Transaction {
+    session: Session,
+    is_open: bool,
+}
 
 impl Transaction {
     /// Begins the `attempt`th attempt of a transaction; 1 is the first.
-    pub async fn begin(pool: &PgPool, isolation: Isolation, attempt: u32) -> Result<Self> {
-        let mut transaction = Self(Some(pool.acquire().await?));
+    pub async fn begin(
+        connections: &Connections,
+        isolation: Isolation,
+        attempt: u32,
+    ) -> Result<Self> {
+        let mut session = connections.acquire().await?;
         let begin = match isolation {
             Isolation::Serializable if attempt > SIDE_BY_SIDE => ALONE,
             Isolation::Serializable => BESIDE_OTHERS,
             Isolation::ReadCommitted => READ_COMMITTED,
         };
-        sqlx::raw_sql(begin)
-            .execute(transaction.connection()?)
-            .await?;
-        Ok(transaction)
+        session.run(begin).await?;
+        Ok(Self {
+            session,
+            is_open: true,
+        })
     }
 
-    pub fn connection(&mut self) -> Result<&mut PgConnection> {
-        let connection = self.0.as_deref_mut();
-        connection.ok_or_else(|| Error::broken("the transaction has ended"))
+    pub const fn session(&mut self) -> &mut Session {
+        &mut self.session
     }
 
     pub async fn finish(mut self, keep: bool) -> Result<()> {
         let end = if keep { "COMMIT" } else { "ROLLBACK" };
-        sqlx::raw_sql(end).execute(self.connection()?).await?;
-        // Back to the pool, in a known state.
-        drop(self.0.take());
-        Ok(())
+        let ended = self.session.run(end).await;
+        self.is_open = ended.is_err();
+        ended
     }
 }
 
 impl Drop for Transaction {
-    /// By a panic or a timeout: what state the connection is in nobody knows.
+    /// By a panic or a timeout: nothing of it remains, and it must not meet the next.
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(connection.detach());
+        if self.is_open {
+            drop(self.session.0.take());
         }
     }
 }

@@ -8,17 +8,17 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use rusqlite::{CachedStatement, OpenFlags};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     error::{Error, Result},
+    pool::{Place, Pool},
     sql::{Row, Sql, SqliteRow},
 };
 
@@ -151,77 +151,38 @@ pub async fn waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 }
 
 /// Connections that only read.
-#[derive(Clone)]
-pub struct Readers(Arc<Pool>);
-
-struct Pool {
+pub struct Readers {
     file: File,
-    idle: Mutex<Vec<Connection>>,
-    places: Arc<Semaphore>,
-    acquire_timeout: Duration,
-}
-
-/// A connection out of the pool; it goes back when this is dropped.
-pub struct Reader {
-    connection: Option<Connection>,
-    pool: Arc<Pool>,
-    _place: OwnedSemaphorePermit,
+    pool: Arc<Pool<Connection>>,
 }
 
 impl Readers {
     pub fn new(file: File, max: u32, acquire_timeout: Duration) -> Self {
-        let max = usize::try_from(max).unwrap_or(usize::MAX);
-        Self(Arc::new(Pool {
+        Self {
             file,
-            idle: Mutex::default(),
-            places: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),
-            acquire_timeout,
-        }))
+            pool: Pool::new(max, acquire_timeout),
+        }
     }
 
     pub async fn acquire(&self) -> Result<Reader> {
-        let pool = &self.0;
-        let place = Arc::clone(&pool.places).try_acquire_owned();
-        let place = match place {
-            Ok(place) => place,
-            Err(_) => {
-                let place = Arc::clone(&pool.places).acquire_owned();
-                let place = tokio::time::timeout(pool.acquire_timeout, place).await;
-                let Ok(Ok(place)) = place else {
-                    return Err(Error::Unavailable("no connection is free".to_owned()));
-                };
-                place
-            }
-        };
-        let idle = pool.idle().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => pool.file.open_to_read()?,
-        };
-        Ok(Reader {
-            connection: Some(connection),
-            pool: Arc::clone(pool),
-            _place: place,
-        })
+        let mut place = self.pool.acquire().await?;
+        if place.get().is_none() {
+            place.put(self.file.open_to_read()?);
+        }
+        Ok(Reader(place))
     }
 
-    /// Closes what is idle, and whatever comes back.
     pub fn close(&self) {
-        self.0.places.close();
-        self.0.idle().clear();
+        drop(self.pool.close());
     }
 }
 
-impl Pool {
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// A reading connection in use.
+pub struct Reader(Place<Connection>);
 
 impl Reader {
     pub fn connection(&mut self) -> Result<&mut Connection> {
-        let connection = self.connection.as_mut();
-        connection.ok_or_else(|| Error::broken("the connection is lost"))
+        self.0.get().ok_or_else(lost)
     }
 
     /// All rows, found on a thread that may wait.
@@ -230,27 +191,20 @@ impl Reader {
         sql: Sql,
         map: fn(&Row<'_>) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let connection = self.connection.take();
-        let mut connection = connection.ok_or_else(|| Error::broken("the connection is lost"))?;
+        let mut connection = self.0.take().ok_or_else(lost)?;
         let span = tracing::Span::current();
         let found = waiting(move || {
             let rows = span.in_scope(|| connection.all(&sql, map));
             (connection, rows)
         });
         let (connection, rows) = found.await?;
-        self.connection = Some(connection);
+        self.0.put(connection);
         rows
     }
 }
 
-impl Drop for Reader {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && !self.pool.places.is_closed()
-        {
-            self.pool.idle().push(connection);
-        }
-    }
+fn lost() -> Error {
+    Error::broken("the connection is lost")
 }
 
 #[cfg(test)]

@@ -318,19 +318,27 @@ fn descending(after: Option<&Cursor>, last: Timestamp) -> (i64, Uuid) {
     })
 }
 
+/// Refuses an id that a system account has: one id names one account of either kind, since it is the
+/// `sub` of tokens. New ids of ours are nobody's.
+pub async fn require_free(db: &mut Read, id: UserId) -> error::Result<()> {
+    let other = sql!("SELECT EXISTS (SELECT 1 FROM system_accounts WHERE id = $1) AS taken");
+    if db.one(other.bind(id), |row| row.get("taken")).await? {
+        return Err(exists(id));
+    }
+    Ok(())
+}
+
+fn exists(id: UserId) -> Error {
+    Error::AlreadyExists {
+        name: id.to_string(),
+    }
+}
+
 /// Inserts the user and its identifiers.
 pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
-    let exists = || Error::AlreadyExists {
-        name: user.id.to_string(),
-    };
-    // One id names one account of either kind: it is the `sub` of tokens.
-    let other = sql!("SELECT EXISTS (SELECT 1 FROM system_accounts WHERE id = $1) AS taken");
-    if db.one(other.bind(user.id), |row| row.get("taken")).await? {
-        return Err(exists());
-    }
     db.execute(row(user))
         .await
-        .on_duplicate("users_id_key", exists)?;
+        .on_duplicate("users_id_key", || exists(user.id))?;
     insert_identifiers(db, user).await
 }
 

@@ -8,6 +8,7 @@ mod harness;
 mod postgres;
 mod process;
 
+mod abuse;
 mod access;
 mod crash;
 mod credentials;
