@@ -167,7 +167,7 @@ impl Making {
         let time = Timestamp::from_micros(begin + i64::try_from(passed).unwrap_or_default());
         let mut user = User::new(UserId(self.random.uuid(time)), time);
         let run = data_encoding::HEXLOWER.encode(&self.run);
-        let username = format!("{given}.{family}.{run}{number}");
+        let username = format!("{given}.{family}.{run}{number:08}");
         user.profile.username = Some(Username::parse(&username)?);
         user.profile.display_name = format!("{given} {family}");
         given.clone_into(&mut user.profile.given_name);

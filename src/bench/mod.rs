@@ -53,7 +53,7 @@ pub struct Options {
     /// Seconds of each of the two parts.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
     seconds: u64,
-    /// Calls per second that arrive in the second part, instead of a part of the capacity.
+    /// Calls per second that arrive; the capacity is not looked for then.
     #[arg(long)]
     rate: Option<f64>,
     /// The part of the capacity that arrives in the second part.
@@ -84,14 +84,23 @@ pub async fn run(options: Options, say: impl Fn(&str)) -> Result<(), String> {
     for operation in operations {
         let load = Load::new(subject.prepare(*operation).await?);
         let in_flight = operation.most_in_flight().min(options.in_flight.into());
-        load.saturate(in_flight, WARM_UP).await;
-        let before = meter.read().await?;
-        let busy = load.saturate(in_flight, time).await;
-        let used = meter.read().await?.since(&before);
-        let capacity = busy.per_second();
-        let rate = options.rate.unwrap_or(capacity * options.load);
-        let open = load.arrive(rate, time).await?;
-        let row = Row::new(*operation, &busy, &used, rate, &open);
+        let row = match options.rate {
+            None => {
+                load.saturate(in_flight, WARM_UP).await;
+                let before = meter.read().await?;
+                let busy = load.saturate(in_flight, time).await;
+                let used = meter.read().await?.since(&before);
+                let rate = busy.per_second() * options.load;
+                let open = load.arrive(rate, time).await?;
+                Row::new(*operation, Some(&busy), &used, rate, &open)
+            }
+            Some(rate) => {
+                let before = meter.read().await?;
+                let open = load.arrive(rate, time).await?;
+                let used = meter.read().await?.since(&before);
+                Row::new(*operation, None, &used, rate, &open)
+            }
+        };
         say(&row.line());
         report.rows.push(row);
     }

@@ -20,9 +20,10 @@ pub struct Report {
 #[derive(Serialize)]
 pub struct Row {
     operation: &'static str,
-    /// Successful calls per second with the server busy.
-    capacity_per_s: f64,
-    /// Processor time of the server for each of them, in microseconds.
+    /// Successful calls per second with the server busy; none if that was not measured.
+    capacity_per_s: Option<f64>,
+    /// Processor time of the server for each successful call, in microseconds: of the first part, or of
+    /// the second if that was all.
     server_us: f64,
     /// The same of its database, where it was asked for.
     database_us: Option<f64>,
@@ -67,17 +68,18 @@ impl Times {
 impl Row {
     pub fn new(
         operation: Operation,
-        busy: &Measured,
+        busy: Option<&Measured>,
         used: &Used,
         rate: f64,
         open: &Measured,
     ) -> Self {
-        let calls = precise(busy.count(OK)).max(1.0);
+        let calls = precise(busy.unwrap_or(open).count(OK)).max(1.0);
         let server_us = used.server_s * 1e6 / calls;
-        let failed = busy.outcomes.iter().filter(|(outcome, _)| *outcome != OK);
+        let failed = busy.into_iter().flat_map(|busy| busy.outcomes.iter());
+        let failed = failed.filter(|(outcome, _)| *outcome != OK);
         Self {
             operation: operation.name(),
-            capacity_per_s: busy.per_second(),
+            capacity_per_s: busy.map(Measured::per_second),
             server_us,
             database_us: used.database_s.map(|time| time * 1e6 / calls),
             per_core_per_s: 1e6 / server_us,
@@ -100,10 +102,13 @@ impl Row {
         let database = self
             .database_us
             .map_or_else(|| "-".to_owned(), |time| format!("{time:.0}"));
+        let capacity = self
+            .capacity_per_s
+            .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
         let figures = format!(
-            "{:<17}{:>10.0}{:>9.0}{:>7}{:>10.0}{:>9.0}",
+            "{:<17}{:>10}{:>9.0}{:>7}{:>10.0}{:>9.0}",
             self.operation,
-            self.capacity_per_s,
+            capacity,
             self.server_us,
             database,
             self.per_core_per_s,

@@ -94,10 +94,12 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let context = call.page_context(&[&parent, &request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let mut db = call.db().read().await?;
-        state(&mut db, account).await?;
         let rows = credentials::list(&mut db, account, kind, after.as_ref(), limit + 1)
             .await
             .map_err(Error::from)?;
+        if rows.is_empty() {
+            state(&mut db, account).await?;
+        }
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
         let credentials = rows.iter().map(shown).collect();
         Ok(Response::new(pb::ListCredentialsResponse {

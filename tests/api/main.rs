@@ -10,6 +10,7 @@ mod process;
 
 mod abuse;
 mod access;
+mod budget;
 mod crash;
 mod credentials;
 mod escalation;

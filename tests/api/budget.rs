@@ -1,0 +1,131 @@
+//! What calls may cost the database: a read one statement, a mutation one transaction, and both one
+//! statement more for who is calling.
+
+use accountd::grpc::pb;
+use pb::lookup_user_request::Key;
+
+use crate::harness::{Engine, Server, grant_request, on_both_engines};
+
+/// Statements and transactions.
+type Cost = (u64, u64);
+
+/// What a read may cost: the caller's standing, and the answer.
+const READ: Cost = (2, 0);
+
+on_both_engines! {
+    async fn reads_cost_one_statement_beside_the_callers_standing(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let operator = server.operator().await;
+        let (machine, _) = server.create_system_account(&["roles/auditor"]).await;
+        let (user, session) = (alice.name().to_owned(), alice.tokens.session.clone());
+        let list = pb::ListCredentialsRequest { parent: user.clone(), ..Default::default() };
+        let credentials = operator.credentials().list_credentials(list.clone()).await.expect("a list");
+        let credential = credentials.into_inner().credentials[0].name.clone();
+        let grants = operator.grants().list_grants(pb::ListGrantsRequest::default()).await.expect("a list");
+        let grant = grants.into_inner().grants[0].name.clone();
+
+        macro_rules! cost_of {
+            ($($call:expr;)*) => {$(
+                let cost = server.cost(async || { $call.await.expect("an answer"); }).await;
+                assert!(cost <= READ, "{}: {cost:?}", stringify!($call));
+            )*};
+        }
+        cost_of! {
+            operator.get_user(&user);
+            operator.users().lookup_user(pb::LookupUserRequest { key: Some(Key::Identifier("alice".to_owned())) });
+            operator.users().list_users(pb::ListUsersRequest::default());
+            operator.users().batch_get_users(pb::BatchGetUsersRequest { names: vec![user.clone()] });
+            operator.system_accounts().get_system_account(pb::GetSystemAccountRequest { name: machine.name.clone() });
+            operator.system_accounts().list_system_accounts(pb::ListSystemAccountsRequest::default());
+            operator.credentials().get_credential(pb::GetCredentialRequest { name: credential.clone() });
+            operator.credentials().list_credentials(list.clone());
+            operator.sessions().get_session(pb::GetSessionRequest { name: session.clone() });
+            operator.sessions().list_sessions(pb::ListSessionsRequest { parent: user.clone(), ..Default::default() });
+            operator.grants().get_grant(pb::GetGrantRequest { name: grant.clone() });
+            operator.grants().list_grants(pb::ListGrantsRequest::default());
+            operator.events().list_events(pb::ListEventsRequest::default());
+            operator.keys().list_signing_keys(pb::ListSigningKeysRequest::default());
+            operator.introspect(&alice.tokens.access_token);
+            operator.introspect(&alice.tokens.refresh_token);
+            alice.actor.get_user("users/me");
+        }
+        let jwks = server.cost(async || { operator.keys().get_jwks(pb::GetJwksRequest {}).await.expect("keys"); });
+        assert!(jwks.await.0 <= 1, "from memory");
+    }
+
+    async fn mutations_cost_one_transaction(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let user = server.user("alice").await.name;
+        let (machine, secret) = server.create_system_account(&["roles/auditor"]).await;
+
+        macro_rules! cost_of {
+            ($($call:expr;)*) => {$(
+                let (_, transactions) = server.cost_once(async || { $call.await.expect("an answer"); }).await;
+                assert_eq!(transactions, 1, "{}", stringify!($call));
+            )*};
+        }
+        let named = |name: &str| pb::User { name: name.to_owned(), display_name: "Alice".to_owned(), ..Default::default() };
+        cost_of! {
+            operator.create_user(pb::User { username: "bob".to_owned(), ..Default::default() });
+            operator.users().update_user(pb::UpdateUserRequest { user: Some(named(&user)), ..Default::default() });
+            operator.suspend_user(&user);
+            operator.users().resume_user(pb::ResumeUserRequest { name: user.clone(), ..Default::default() });
+            operator.users().delete_user(pb::DeleteUserRequest { name: user.clone(), ..Default::default() });
+            operator.users().undelete_user(pb::UndeleteUserRequest { name: user.clone(), ..Default::default() });
+            operator.grants().create_grant(grant_request(&user, "roles/auditor"));
+            operator.create_secret(&machine.name);
+            operator.sessions().revoke_sessions(pb::RevokeSessionsRequest { user: user.clone(), ..Default::default() });
+        }
+        // A secret's use is noted once an hour; all other tokens cost no transaction at all.
+        let anonymous = server.anonymous().await;
+        anonymous.issue(&machine.uid, &secret).await.expect("the first");
+        let cost = server.cost(async || { anonymous.issue(&machine.uid, &secret).await.expect("a token"); }).await;
+        assert!(cost <= (2, 0), "the secret, and what it may have: {cost:?}");
+    }
+
+    async fn a_refresh_costs_one_transaction(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let anonymous = server.anonymous().await;
+        let token = tokio::sync::Mutex::new(alice.tokens.refresh_token.clone());
+        let cost = server.cost(async || {
+            let mut token = token.lock().await;
+            *token = anonymous.refresh(&token).await.expect("refreshed").refresh_token;
+        });
+        let (statements, transactions) = cost.await;
+        assert_eq!(transactions, 1);
+        assert!(statements <= 4, "session, rotation, event, grants: {statements}");
+    }
+}
+
+impl Server {
+    /// What a call costs that can be repeated: the least of a few, since accountd's own work costs too.
+    async fn cost(&self, call: impl AsyncFn()) -> Cost {
+        let mut least = self.cost_once(&call).await;
+        for _ in 0..4 {
+            least = least.min(self.cost_once(&call).await);
+        }
+        least
+    }
+
+    async fn cost_once(&self, call: impl AsyncFn()) -> Cost {
+        let before = self.spent();
+        call().await;
+        let after = self.spent();
+        (after.0 - before.0, after.1 - before.1)
+    }
+
+    fn spent(&self) -> Cost {
+        let metrics = self.running.app.metrics.encode().expect("metrics");
+        let value = |name: &str| {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+            line.expect(name).trim().parse().expect("a number")
+        };
+        (
+            value("accountd_statements_total"),
+            value("accountd_transactions_total"),
+        )
+    }
+}
