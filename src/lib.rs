@@ -29,9 +29,9 @@
 //! | [`cli`] | what operators type |
 //!
 //! `tests/house` checks that `domain` imports nothing of ours, `store` only `domain` and `env`, and
-//! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store` alone, tonic
-//! and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password`, jsonwebtoken in
-//! `domain::keyring`.
+//! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store`
+//! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password`,
+//! jsonwebtoken in `domain::keyring`.
 //!
 //! # How a request flows
 //!

@@ -30,8 +30,8 @@ pub struct File {
     pub statement_timeout: Duration,
 }
 
-/// How long to wait for a lock that another connection holds.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for a lock that somebody holds who is not us: short, since the thread waits.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 /// More than there are statements.
 const CACHED_STATEMENTS: usize = 256;
 /// Steps of SQLite's machine between two looks at the clock: some hundred microseconds.

@@ -223,22 +223,23 @@ pub async fn list(
     let state = query.state.map(State::name);
     let sql = match (query.order, state) {
         (Order::Username, _) => {
-            let (username, id) = after.map_or(("", Uuid::nil()), |c| (&c.username, c.id));
+            // One bound below, so that both engines begin where the page begins. No id is nil.
+            let first = (query.usernames.0.as_str(), Uuid::nil());
+            let after = after.map(|cursor| (cursor.username.as_str(), cursor.id));
+            let (username, id) = after.map_or(first, |after| after.max(first));
             sql!(
                 "SELECT ",
                 columns!(),
                 " FROM users u
-                  WHERE u.username_key >= $1 AND u.username_key <= $2
-                    AND (u.username_key, u.id) > ($3, $4)
-                    AND u.create_time >= $5 AND u.create_time <= $6
-                    AND (u.state = $7 OR $7 IS NULL) AND ($8 OR u.state <> 'DELETED')
-                  ORDER BY u.username_key, u.id LIMIT $9"
+                  WHERE (u.username_key, u.id) > ($1, $2) AND u.username_key <= $3
+                    AND u.create_time >= $4 AND u.create_time <= $5
+                    AND (u.state = $6 OR $6 IS NULL) AND ($7 OR u.state <> 'DELETED')
+                  ORDER BY u.username_key, u.id LIMIT $8"
             )
-            .bind(query.usernames.0.as_str())
-            .bind(query.usernames.1.as_str())
             .bind(username)
             .bind(id)
-            .bind(first)
+            .bind(query.usernames.1.as_str())
+            .bind(query.created.0)
             .bind(last)
             .bind(state)
             .bind(query.show_deleted || state.is_some())

@@ -180,16 +180,24 @@ impl Server {
             times.push(since.elapsed());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        times.sort();
-        let p99 = times[times.len() * 99 / 100];
-        assert!(times.len() > 10, "only {} answers", times.len());
-        if std::env::var_os("ACCOUNTD_TEST_BINARY").is_some() {
-            assert!(
-                p99 <= Duration::from_millis(100),
-                "{p99:?} of {}",
-                times.len()
-            );
+        if std::env::var_os("ACCOUNTD_TEST_BINARY").is_none() {
+            return;
         }
+        // By its own clock, and as far as half of the calls go by that of a client that has to share
+        // the processors with those who attack.
+        let within = async |limit: &str| {
+            let rpc = "rpc=\"accountd.v1.UserService/ListUsers\"";
+            let line = format!("accountd_rpc_seconds_bucket{{le=\"{limit}\",{rpc}}}");
+            self.process.metric(&line).await
+        };
+        let (quick, all) = (within("0.1").await, within("+Inf").await);
+        assert!(
+            all > 0.0 && quick >= all * 0.99,
+            "{quick} of {all} within 100 ms"
+        );
+        times.sort();
+        let median = times[times.len() / 2];
+        assert!(median <= Duration::from_millis(100), "{median:?}");
     }
 
     /// The most there was, over what there was before: what requests may take, and so much for each
