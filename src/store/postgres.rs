@@ -141,17 +141,18 @@ impl Transaction {
         isolation: Isolation,
         attempt: u32,
     ) -> Result<Self> {
-        let mut session = connections.acquire().await?;
+        // From here on: where BEGIN succeeds and LOCK TABLE does not, there is a transaction to be rid of.
+        let mut transaction = Self {
+            session: connections.acquire().await?,
+            is_open: true,
+        };
         let begin = match isolation {
             Isolation::Serializable if attempt > SIDE_BY_SIDE => ALONE,
             Isolation::Serializable => BESIDE_OTHERS,
             Isolation::ReadCommitted => READ_COMMITTED,
         };
-        session.run(begin).await?;
-        Ok(Self {
-            session,
-            is_open: true,
-        })
+        transaction.session.run(begin).await?;
+        Ok(transaction)
     }
 
     pub const fn session(&mut self) -> &mut Session {
@@ -161,7 +162,8 @@ impl Transaction {
     pub async fn finish(mut self, keep: bool) -> Result<()> {
         let end = if keep { "COMMIT" } else { "ROLLBACK" };
         let ended = self.session.run(end).await;
-        self.is_open = ended.is_err();
+        // A COMMIT that is refused has ended the transaction too.
+        self.is_open = !matches!(ended, Ok(()) | Err(Error::Conflict));
         ended
     }
 }

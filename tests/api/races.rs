@@ -162,6 +162,34 @@ on_both_engines! {
         }
     }
 
+    async fn a_transaction_that_cannot_begin_spoils_no_other(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.database.max_connections = 1;
+            config.database.transaction_timeout_s = 1;
+        });
+        let server = server.await;
+        let operator = server.operator().await;
+        let user = operator.create_user(pb::User::default()).await.expect("created");
+        // Somebody else has what every transaction needs first.
+        match &server.config.database_url {
+            Some(url) => {
+                let mut other = PgConnection::connect(&url.0).await.expect("a connection");
+                let lock = "BEGIN; LOCK TABLE leases IN ACCESS EXCLUSIVE MODE";
+                sqlx::raw_sql(lock).execute(&mut other).await.expect("the lock");
+                assert!(reset_code(&operator, &user.name).await.is_err());
+            }
+            None => {
+                let file = server.config.sqlite_file();
+                let other = rusqlite::Connection::open(file).expect("a connection");
+                other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+                assert!(reset_code(&operator, &user.name).await.is_err());
+            }
+        }
+        for _ in 0..3 {
+            reset_code(&operator, &user.name).await.expect("as if nothing had been");
+        }
+    }
+
     async fn nobody_is_signed_in_by_a_password_that_is_gone(engine: Engine) {
         let server = engine.server_with(|config| {
             config.hashing.memory_kib = 64;
