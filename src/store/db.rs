@@ -169,19 +169,14 @@ impl Read {
         sql: Sql,
         map: impl FnOnce(&Row<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
-        let span = self.start(&sql)?;
-        let found = async {
-            match self.connection()? {
-                Connection::Sqlite(connection) => connection.first(&sql, map),
-                Connection::Postgres(session) => {
-                    let rows = aside(session.rows(sql)).await?;
-                    rows.first().map(|row| map(&Row::Postgres(row))).transpose()
-                }
+        self.ask(sql.text, async |link| match link.connection()? {
+            Connection::Sqlite(connection) => connection.first(&sql, map),
+            Connection::Postgres(session) => {
+                let rows = aside(session.rows(sql)).await?;
+                rows.first().map(|row| map(&Row::Postgres(row))).transpose()
             }
-        };
-        let found = found.instrument(span).await;
-        self.failed = found.is_err();
-        found
+        })
+        .await
     }
 
     /// The row that a statement without condition always has.
@@ -197,19 +192,8 @@ impl Read {
         sql: Sql,
         map: impl Fn(&Row<'_>) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let span = self.start(&sql)?;
-        let found = async {
-            match self.connection()? {
-                Connection::Sqlite(connection) => connection.all(&sql, map),
-                Connection::Postgres(session) => {
-                    let rows = aside(session.rows(sql)).await?;
-                    rows.iter().map(|row| map(&Row::Postgres(row))).collect()
-                }
-            }
-        };
-        let found = found.instrument(span).await;
-        self.failed = found.is_err();
-        found
+        self.ask(sql.text, async |link| link.all(sql, map).await)
+            .await
     }
 
     /// A page of a list: on SQLite found on a thread that may wait, since it can take long.
@@ -218,81 +202,94 @@ impl Read {
         sql: Sql,
         map: fn(&Row<'_>) -> Result<T>,
     ) -> Result<Vec<T>> {
-        if !matches!(self.link, Link::Sqlite(_)) {
-            return self.all(sql, map).await;
-        }
-        let span = self.start(&sql)?;
-        let Link::Sqlite(reader) = &mut self.link else {
-            return Err(Error::broken("seen above"));
-        };
-        let found = reader.page(sql, map).instrument(span).await;
-        self.failed = found.is_err();
-        found
+        self.ask(sql.text, async |link| match link {
+            Link::Sqlite(reader) => reader.page(sql, map).await,
+            other => other.all(sql, map).await,
+        })
+        .await
     }
 
-    fn start(&mut self, sql: &Sql) -> Result<tracing::Span> {
+    /// Counts and traces a statement, and remembers if it failed.
+    async fn ask<T>(
+        &mut self,
+        text: &'static str,
+        question: impl AsyncFnOnce(&mut Link) -> Result<T>,
+    ) -> Result<T> {
         if self.failed {
             return Err(Error::broken("a statement after a failed one"));
         }
         self.stats.statements.fetch_add(1, Relaxed);
-        Ok(tracing::trace_span!("sql", text = sql.text))
+        let span = tracing::trace_span!("sql", text);
+        let answer = question(&mut self.link).instrument(span).await;
+        self.failed = answer.is_err();
+        answer
+    }
+}
+
+impl Link {
+    fn connection(&mut self) -> Result<Connection<'_>> {
+        Ok(match self {
+            Self::Sqlite(reader) => Connection::Sqlite(reader.connection()?),
+            Self::SqliteWriter(loan) => Connection::Sqlite(loan.connection()?),
+            Self::Postgres(session) => Connection::Postgres(session),
+            Self::PostgresWriter(transaction) => Connection::Postgres(transaction.session()),
+        })
     }
 
-    fn connection(&mut self) -> Result<Connection<'_>> {
-        Ok(match &mut self.link {
-            Link::Sqlite(reader) => Connection::Sqlite(reader.connection()?),
-            Link::SqliteWriter(loan) => Connection::Sqlite(loan.connection()?),
-            Link::Postgres(session) => Connection::Postgres(session),
-            Link::PostgresWriter(transaction) => Connection::Postgres(transaction.session()),
-        })
+    async fn all<T>(&mut self, sql: Sql, map: impl Fn(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+        match self.connection()? {
+            Connection::Sqlite(connection) => connection.all(&sql, map),
+            Connection::Postgres(session) => {
+                let rows = aside(session.rows(sql)).await?;
+                rows.iter().map(|row| map(&Row::Postgres(row))).collect()
+            }
+        }
     }
 }
 
 impl Write {
     /// How many rows it changed.
     pub async fn execute(&mut self, sql: Sql) -> Result<u64> {
-        let span = self.start(&sql)?;
-        let changed = async {
-            Ok(match self.0.connection()? {
-                Connection::Sqlite(connection) => connection.execute(&sql)?,
-                Connection::Postgres(session) => aside(session.execute(sql)).await?,
-            })
-        };
-        let changed: Result<u64> = changed.instrument(span).await;
-        self.failed = changed.is_err();
-        changed
+        self.ask(sql.text, async |link| match link.connection()? {
+            Connection::Sqlite(connection) => connection.execute(&sql),
+            Connection::Postgres(session) => aside(session.execute(sql)).await,
+        })
+        .await
     }
 
     /// Runs the same INSERT of one row for each of many rows.
     pub async fn insert_all(&mut self, rows: Vec<Sql>) -> Result<()> {
         let mut rows = rows.into_iter().peekable();
-        while let Some(first) = rows.peek() {
-            let _span = self.0.start(first)?;
+        while let Some(text) = rows.peek().map(|row| row.text) {
             let group: Vec<Sql> = rows.by_ref().take(MAX_ROWS).collect();
-            let inserted = async {
-                match self.0.connection()? {
-                    Connection::Sqlite(connection) => group
-                        .iter()
-                        .try_for_each(|row| connection.execute(row).map(drop)),
-                    Connection::Postgres(session) => aside(session.insert_all(group)).await,
-                }
-            };
-            let inserted = inserted.await;
-            self.0.failed = inserted.is_err();
-            inserted?;
+            self.ask(text, async |link| match link.connection()? {
+                Connection::Sqlite(connection) => group
+                    .iter()
+                    .try_for_each(|row| connection.execute(row).map(drop)),
+                Connection::Postgres(session) => aside(session.insert_all(group)).await,
+            })
+            .await?;
         }
         Ok(())
     }
 
     /// Ends the transaction; whether what it did is durable (or, unless `keep`, gone).
     async fn finish(self, keep: bool) -> Result<bool> {
-        match self.0.link {
-            Link::SqliteWriter(loan) => loan.finish(keep && !self.0.failed).await,
+        let is_whole = !self.0.failed;
+        let finished = match self.0.link {
+            Link::SqliteWriter(loan) => loan.finish(keep && is_whole).await?,
             Link::PostgresWriter(transaction) => {
-                aside(transaction.finish(keep)).await.map(|()| true)
+                aside(transaction.finish(keep && is_whole)).await?;
+                true
             }
-            Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot commit")),
+            Link::Sqlite(_) | Link::Postgres(_) => {
+                return Err(Error::broken("a reader cannot commit"));
+            }
+        };
+        if keep && !is_whole {
+            return Err(Error::broken("a statement failed and nobody minded"));
         }
+        Ok(finished)
     }
 }
 

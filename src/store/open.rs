@@ -282,12 +282,14 @@ async fn migrate_postgres(
     connection.close().await.map_err(text)
 }
 
-/// Whether a migration of ours has not been applied.
+/// Whether a migration of ours has not been applied as it is.
 async fn is_behind(connection: &mut PgConnection) -> bool {
-    let newest = POSTGRES.iter().map(|migration| migration.version).max();
-    let applied = scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success");
-    let applied: Option<i64> = applied.fetch_one(connection).await.unwrap_or_default();
-    applied < newest
+    let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success");
+    let applied: Vec<(i64, Vec<u8>)> = applied.fetch_all(connection).await.unwrap_or_default();
+    let applied: HashMap<i64, Vec<u8>> = applied.into_iter().collect();
+    POSTGRES
+        .iter()
+        .any(|ours| applied.get(&ours.version).map(Vec::as_slice) != Some(&*ours.checksum))
 }
 
 /// The one table that has to be there before the migrations.

@@ -6,15 +6,21 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::error::{Error, Result};
 
 /// After this long without use a connection is closed: a burst leaves nothing behind.
 const MAX_IDLE: Duration = Duration::from_mins(10);
+/// At this age a connection is closed, so that what the server keeps for it does not grow for ever,
+/// and a server that joined later gets its share.
+const MAX_AGE: Duration = Duration::from_mins(30);
 
 pub struct Pool<C> {
     places: Arc<Semaphore>,
@@ -25,12 +31,14 @@ pub struct Pool<C> {
 
 struct Idle<C> {
     connection: C,
+    opened: Instant,
     since: Instant,
 }
 
 /// A place in a pool, with a connection or room for one.
 pub struct Place<C> {
     connection: Option<C>,
+    opened: Instant,
     /// How long the connection was idle.
     pub idle_time: Duration,
     pool: Arc<Pool<C>>,
@@ -63,19 +71,24 @@ impl<C> Pool<C> {
         let now = Instant::now();
         let mut idle = self.idle();
         let last = idle.pop_back();
-        let outlived = idle
-            .front()
-            .is_some_and(|first| now.duration_since(first.since) > MAX_IDLE);
-        let outlived = if outlived { idle.pop_front() } else { None };
+        let unused = idle.pop_front_if(|first| now - first.since > MAX_IDLE);
         drop(idle);
-        drop(outlived);
-        let idle_time = last.as_ref().map(|last| now.duration_since(last.since));
-        Ok(Place {
-            connection: last.map(|last| last.connection),
-            idle_time: idle_time.unwrap_or_default(),
+        drop(unused);
+        let mut place = Place {
+            connection: None,
+            opened: now,
+            idle_time: Duration::ZERO,
             pool: Arc::clone(self),
             _permit: permit,
-        })
+        };
+        if let Some(last) = last
+            && now - last.opened < MAX_AGE
+        {
+            place.connection = Some(last.connection);
+            place.opened = last.opened;
+            place.idle_time = now - last.since;
+        }
+        Ok(place)
     }
 
     /// How long it may take to get a connection.
@@ -104,7 +117,14 @@ impl<C> Place<C> {
         self.connection.take()
     }
 
+    /// Puts back what was taken.
     pub fn put(&mut self, connection: C) {
+        self.connection = Some(connection);
+    }
+
+    /// Puts in a connection that was just opened.
+    pub fn fill(&mut self, connection: C) {
+        self.opened = Instant::now();
         self.connection = Some(connection);
     }
 }
@@ -114,8 +134,11 @@ impl<C> Drop for Place<C> {
         if let Some(connection) = self.connection.take()
             && !self.pool.places.is_closed()
         {
-            let since = Instant::now();
-            self.pool.idle().push_back(Idle { connection, since });
+            self.pool.idle().push_back(Idle {
+                connection,
+                opened: self.opened,
+                since: Instant::now(),
+            });
         }
     }
 }
@@ -144,6 +167,35 @@ mod tests {
         pool.acquire().await.expect("a place").put(7);
         assert_eq!(pool.acquire().await.expect("a place").take(), Some(7));
         assert_eq!(pool.acquire().await.expect("a place").get(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_do_not_grow_old() {
+        let pool = Pool::<u8>::new(2, Duration::from_millis(10));
+        pool.acquire().await.expect("a place").fill(7);
+        for _ in 0..5 {
+            tokio::time::advance(MAX_AGE / 6).await;
+            assert_eq!(pool.acquire().await.expect("a place").get(), Some(&mut 7));
+        }
+        tokio::time::advance(MAX_AGE / 6).await;
+        assert_eq!(pool.acquire().await.expect("a place").get(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_burst_has_left_is_closed_in_time() {
+        let pool = Pool::<u8>::new(2, Duration::from_millis(10));
+        let (mut first, mut second) = (
+            pool.acquire().await.expect("a place"),
+            pool.acquire().await.expect("a place"),
+        );
+        first.fill(1);
+        second.fill(2);
+        drop((first, second));
+        tokio::time::advance(MAX_IDLE * 2 / 3).await;
+        assert_eq!(pool.acquire().await.expect("a place").get(), Some(&mut 2));
+        tokio::time::advance(MAX_IDLE * 2 / 3).await;
+        assert_eq!(pool.acquire().await.expect("a place").get(), Some(&mut 2));
+        assert_eq!(pool.close(), [2]);
     }
 
     #[tokio::test]

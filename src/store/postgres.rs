@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection,
-    postgres::{PgConnectOptions, PgRow},
+    postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
 
 use super::{
@@ -65,7 +65,7 @@ impl Connections {
             let connection = PgConnection::connect_with(&self.options);
             let connection = tokio::time::timeout(self.pool.acquire_timeout(), connection).await;
             let late = |_| Error::Unavailable("the database does not answer".to_owned());
-            place.put(connection.map_err(late)??);
+            place.fill(connection.map_err(late)??);
         }
         Ok(Session(place))
     }
@@ -110,14 +110,22 @@ impl Session {
     }
 
     /// Asks the server something. The connection is out of its place until there is an answer, and
-    /// stays out if what came was none.
+    /// stays out if what came was none, or the last one.
     async fn ask<T>(
         &mut self,
         question: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T> {
         let mut connection = self.0.take().ok_or_else(lost)?;
         let answer = question(&mut connection).await;
-        if matches!(answer, Ok(_) | Err(sqlx::Error::Database(_))) {
+        let goes_on = match &answer {
+            Ok(_) => true,
+            Err(sqlx::Error::Database(cause)) => {
+                let cause = cause.try_downcast_ref::<PgDatabaseError>();
+                cause.is_some_and(|cause| cause.severity() == PgSeverity::Error)
+            }
+            Err(_) => false,
+        };
+        if goes_on {
             self.0.put(connection);
         }
         Ok(answer?)

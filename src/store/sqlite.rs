@@ -169,7 +169,7 @@ impl Readers {
     pub async fn acquire(&self) -> Result<Reader> {
         let mut place = self.pool.acquire().await?;
         if place.get().is_none() {
-            place.put(self.file.open_to_read()?);
+            place.fill(self.file.open_to_read()?);
         }
         Ok(Reader(place))
     }
