@@ -222,6 +222,7 @@ impl KeyPair {
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        // A nonce that anybody could foresee would give the key away, so it comes from nowhere else.
         let random = SystemRandom::new();
         Ok(match self {
             Self::Es256(key) => key.sign(&random, message)?.as_ref().to_vec(),

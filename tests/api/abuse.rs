@@ -56,8 +56,8 @@ async fn streams_that_are_reset_at_once_cut_their_connection() {
 async fn headers_without_an_end_cut_their_connection() {
     let cut = attack(|mut peer| async move {
         let _ = peer.write_all(&frame(HEADERS, 0, 1, &call_headers())).await;
-        // A literal header field that is not indexed: "x", and as much as fits into a frame.
-        let mut field = vec![0, 1, b'x', 0x7f, 0x81, 0x7e];
+        // A literal header field that is not indexed: "x", and a value of 16,000 bytes.
+        let mut field = vec![0, 1, b'x', 0x7f, 0x81, 0x7c];
         field.resize(field.len() + 16_000, b'y');
         while peer
             .write_all(&frame(CONTINUATION, 0, 1, &field))

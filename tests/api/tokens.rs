@@ -117,6 +117,22 @@ on_both_engines! {
         assert_eq!(fields_of(resource_server.introspect("").await), ["token"]);
     }
 
+    async fn a_token_that_was_believed_once_is_not_believed_for_that(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        alice.actor.get_user("users/me").await.expect("good");
+        server.advance_s(3600);
+        assert_refused(alice.actor.get_user("users/me").await, Reason::TokenExpired);
+
+        let (alice, operator) = (server.sign_in("alice").await, server.operator().await);
+        alice.actor.get_user("users/me").await.expect("good");
+        let keys = operator.keys().list_signing_keys(pb::ListSigningKeysRequest::default()).await;
+        let key = keys.expect("a list").into_inner().signing_keys.remove(0).name;
+        let request = pb::RevokeSigningKeyRequest { name: key, reason: "lost".to_owned(), ..Default::default() };
+        operator.keys().revoke_signing_key(request).await.expect("revoked");
+        assert_refused(alice.actor.get_user("users/me").await, Reason::TokenRevoked);
+    }
+
     async fn worthless_tokens_have_one_answer_however_many(engine: Engine) {
         let server = engine.server_with(|config| config.throttle.network_free = 3).await;
         let resource_server = server.system_account(&["roles/resource-server"]).await;
