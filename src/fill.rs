@@ -90,7 +90,7 @@ pub async fn fill(
     for _ in 0..WRITERS {
         let (db, made) = (Arc::clone(&db), Arc::clone(&made));
         writers.spawn(async move {
-            while let Some(batch) = made.next_batch() {
+            while let Some(batch) = made.next_batch()? {
                 let credentials: Vec<(Credential, Kept<'_>)> = batch
                     .iter()
                     .map(|user| (made.password(user), Kept::Password(&made.hash)))
@@ -145,14 +145,11 @@ struct Making {
 }
 
 impl Making {
-    fn next_batch(&self) -> Option<Vec<User>> {
+    fn next_batch(&self) -> Result<Option<Vec<User>>> {
         let first = self.next.fetch_add(BATCH, Relaxed);
         let last = self.count.min(first.saturating_add(BATCH));
-        (first < last).then(|| {
-            (first..last)
-                .filter_map(|number| self.user(number).ok())
-                .collect()
-        })
+        let batch = (first < last).then(|| (first..last).map(|number| self.user(number)).collect());
+        batch.transpose().map_err(Error::Internal)
     }
 
     fn user(&self, number: u64) -> Result<User, String> {

@@ -19,7 +19,7 @@ use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
-use serde_json::{Value, json};
+use serde::Serialize;
 use sqlx::{Connection as _, PgConnection};
 use tokio::{process::Command, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ pub enum Floor {
 }
 
 /// Processor time of this program, in microseconds each.
+#[derive(Serialize)]
 pub struct Limits {
     echo: f64,
     sign: f64,
@@ -86,20 +87,6 @@ impl Limits {
             "bare gRPC call {echo:.1} µs, signature {sign:.1} µs, bare statement {read:.1} µs, bare transaction \
              {transaction:.1} µs ({transactions_per_s:.0}/s)"
         )
-    }
-
-    pub fn json(&self) -> Value {
-        let Self {
-            echo,
-            sign,
-            read,
-            transaction,
-            transactions_per_s,
-        } = self;
-        json!({
-            "echo": echo, "sign": sign, "read": read, "transaction": transaction,
-            "transactions_per_s": transactions_per_s,
-        })
     }
 }
 

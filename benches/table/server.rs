@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::TcpListener,
-    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -12,7 +11,10 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
-use crate::postgres;
+use crate::{
+    cores::{self, Cores},
+    postgres,
+};
 
 #[derive(Clone, Copy)]
 pub enum Engine {
@@ -41,6 +43,7 @@ pub struct Server {
     database_pid: Option<u32>,
     url: String,
     ops_url: String,
+    client_cores: String,
     child: Child,
 }
 
@@ -60,17 +63,21 @@ pub fn free_address() -> String {
 }
 
 impl Server {
-    pub async fn start(engine: Engine, users: u64) -> Self {
+    pub async fn start(engine: Engine, users: u64, cores: &Cores) -> Self {
         let folder = TempDir::new().expect("a folder");
         let database_url = match engine {
             Engine::Sqlite => None,
             Engine::Postgres => Some(postgres::database().await),
         };
         let database_pid = match &database_url {
-            Some(url) => Some(first_process(url).await),
+            Some(url) => {
+                let pid = first_process(url).await;
+                cores::pin(pid, &cores.others);
+                Some(pid)
+            }
             None => None,
         };
-        let filled = program(&folder, database_url.as_deref())
+        let filled = program(&folder, database_url.as_deref(), &cores.all)
             .args(["admin", "fill", "--users", &users.to_string()])
             .output()
             .expect("runs");
@@ -81,7 +88,7 @@ impl Server {
             .and_then(|rate| rate.parse().ok());
         let (address, ops) = (free_address(), free_address());
         let begin = Instant::now();
-        let child = program(&folder, database_url.as_deref())
+        let child = program(&folder, database_url.as_deref(), &cores.server)
             .args(["serve", "--listen", &address, "--ops-listen", &ops])
             // One address makes all calls here.
             .env("ACCOUNTD_THROTTLE__NETWORK_FREE", "1000000000")
@@ -106,6 +113,7 @@ impl Server {
             database_pid,
             url: format!("http://{address}"),
             ops_url,
+            client_cores: cores.others.clone(),
             child,
         };
         server.idle_mib = server.metric("process_resident_memory_bytes").await / MIB;
@@ -142,7 +150,7 @@ impl Server {
     #[expect(clippy::disallowed_macros, reason = "shows how far it is")]
     async fn bench_with(&self, arguments: &[&str], seconds: u64) -> Vec<Value> {
         let mut file = tempfile::NamedTempFile::new_in(&self.folder).expect("a file");
-        let mut command = program(&self.folder, None);
+        let mut command = program(&self.folder, None, &self.client_cores);
         command.args(["bench", "--seconds", &seconds.to_string(), "--json"]);
         command.arg(file.path()).args(arguments);
         let output = tokio::process::Command::from(command)
@@ -242,9 +250,10 @@ impl Overload {
     }
 }
 
-/// The program in a folder, with nothing but the settings of this one.
-fn program(folder: &TempDir, database_url: Option<&str>) -> Command {
-    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_accountd")));
+/// The program in a folder and on these cores, with nothing but the settings of this one.
+fn program(folder: &TempDir, database_url: Option<&str>, cores: &str) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", cores, env!("CARGO_BIN_EXE_accountd")]);
     command.current_dir(folder.path());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ACCOUNTD_") {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::{runtime::Handle, sync::oneshot, task::JoinSet};
 use tokio_util::task::TaskTracker;
 
 /// What the outcome of a call that succeeded is called.
@@ -83,7 +83,10 @@ impl Load {
         let (spawned, counted) = (tasks.clone(), Arc::clone(&arrivals));
         // A thread of its own: its sleep is finer than the timer of the runtime, and nothing that is
         // called can hold it up.
-        let pacer = thread::spawn(move || {
+        let (done, all_sent) = oneshot::channel();
+        thread::spawn(move || {
+            // Lets the waiting task go on when it is dropped, whatever happens here.
+            let _done: oneshot::Sender<()> = done;
             for number in 0_u32.. {
                 let due = Duration::from_secs_f64(f64::from(number) / rate);
                 if due >= time {
@@ -106,9 +109,8 @@ impl Load {
                 );
             }
         });
-        while !pacer.is_finished() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        // There is nothing to receive but the end.
+        let _ = all_sent.await;
         tasks.close();
         tasks.wait().await;
         Ok(Measured {

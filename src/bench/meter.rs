@@ -1,6 +1,6 @@
 //! What the server and its database use, as they account for it themselves.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use http::Uri;
 use http_body_util::{BodyExt as _, Empty};
@@ -13,6 +13,9 @@ pub struct Meter {
     authority: String,
     database: Option<u32>,
 }
+
+/// How long the answer may take; a busy server answers late.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Processor time in seconds since the start, and memory in bytes now.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +43,11 @@ impl Meter {
         let url: Uri = ops_url
             .parse()
             .map_err(|error| format!("{ops_url}: {error}"))?;
+        if url.scheme_str() != Some("http") {
+            return Err(format!(
+                "{ops_url}: the operations port speaks http without TLS"
+            ));
+        }
         let authority = url
             .authority()
             .ok_or_else(|| format!("{ops_url}: no host"))?;
@@ -50,7 +58,8 @@ impl Meter {
     }
 
     pub async fn read(&self) -> Result<Used, String> {
-        let metrics = self.metrics().await;
+        let metrics = tokio::time::timeout(PATIENCE, self.metrics()).await;
+        let metrics = metrics.unwrap_or_else(|late| Err(late.into()));
         let metrics = metrics.map_err(|error| format!("metrics of {}: {error}", self.authority))?;
         let value = |name: &str| {
             let line = metrics

@@ -9,6 +9,7 @@ mod load;
 mod meter;
 mod operations;
 mod report;
+mod subject;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,8 +18,9 @@ use clap::Args;
 use self::{
     load::Load,
     meter::Meter,
-    operations::{Operation, Subject},
+    operations::Operation,
     report::{Report, Row},
+    subject::Subject,
 };
 
 /// What to measure, and where. Measure a server whose data can be thrown away: accounts are made, and
