@@ -22,7 +22,7 @@ use super::{
     error::{Error, Result},
     lane::{Lane, Loan},
     postgres::{Connections, Session, Transaction},
-    sql::{Row, Sql},
+    sql::{Columns, Row, Sql},
     sqlite::{self, Reader, Readers},
 };
 use crate::{domain, env::Random};
@@ -172,8 +172,9 @@ impl Read {
         self.ask(sql.text, async |link| match link.connection()? {
             Connection::Sqlite(connection) => connection.first(&sql, map),
             Connection::Postgres(session) => {
-                let rows = aside(session.rows(sql)).await?;
-                rows.first().map(|row| map(&Row::Postgres(row))).transpose()
+                let (rows, columns) = (aside(session.rows(sql)).await?, Columns::default());
+                let row = rows.first().map(|row| Row::of_postgres(row, &columns));
+                row.map(|row| map(&row)).transpose()
             }
         })
         .await
@@ -240,8 +241,9 @@ impl Link {
         match self.connection()? {
             Connection::Sqlite(connection) => connection.all(&sql, map),
             Connection::Postgres(session) => {
-                let rows = aside(session.rows(sql)).await?;
-                rows.iter().map(|row| map(&Row::Postgres(row))).collect()
+                let (rows, columns) = (aside(session.rows(sql)).await?, Columns::default());
+                let rows = rows.iter().map(|row| Row::of_postgres(row, &columns));
+                rows.map(|row| map(&row)).collect()
             }
         }
     }

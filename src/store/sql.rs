@@ -6,16 +6,19 @@
 //! no `OFFSET`, no engine's own functions.
 //! Invariant: the text of a statement is a literal, so nothing a caller sends can become part of it.
 
-use std::{cell::Cell, net::IpAddr};
+use std::{
+    cell::{Cell, RefCell},
+    net::IpAddr,
+};
 
 use rusqlite::{
     Statement, ToSql,
-    types::{FromSql, ToSqlOutput, ValueRef},
+    types::{ToSqlOutput, ValueRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
-    Arguments as _, Row as _,
-    postgres::{PgArguments, PgRow},
+    Arguments as _, Column as _, Row as _,
+    postgres::{PgArguments, PgColumn, PgRow},
 };
 use uuid::Uuid;
 
@@ -200,37 +203,71 @@ impl ToSql for Value {
 }
 
 /// One row of a result.
-pub enum Row<'a> {
-    Sqlite(SqliteRow<'a>),
+pub struct Row<'a> {
+    source: Source<'a>,
+    columns: &'a Columns,
+    /// How many columns were asked for.
+    asked: Cell<usize>,
+}
+
+enum Source<'a> {
+    Sqlite(&'a rusqlite::Row<'a>),
     Postgres(&'a PgRow),
 }
 
-/// A row of SQLite. Columns are mostly read in the order in which they come, so the one after the
-/// last is tried before all others.
-pub struct SqliteRow<'a> {
-    row: &'a rusqlite::Row<'a>,
-    next: Cell<usize>,
-}
+/// The columns of a result in the order in which they were asked for, and where each was found: the
+/// next row is asked for the same ones in the same order.
+#[derive(Default)]
+pub struct Columns(RefCell<Vec<(&'static str, usize)>>);
 
-impl<'a> SqliteRow<'a> {
-    pub(super) const fn new(row: &'a rusqlite::Row<'a>) -> Self {
+impl<'a> Row<'a> {
+    pub(super) const fn of_sqlite(row: &'a rusqlite::Row<'a>, columns: &'a Columns) -> Self {
         Self {
-            row,
-            next: Cell::new(0),
+            source: Source::Sqlite(row),
+            columns,
+            asked: Cell::new(0),
         }
     }
 
-    fn get<T: FromSql>(&self, column: &str) -> rusqlite::Result<T> {
-        let statement = self.row.as_ref();
-        let next = self.next.get();
-        let is_next = next < statement.column_count() && statement.column_name(next)? == column;
-        let index = if is_next {
-            next
-        } else {
-            statement.column_index(column)?
-        };
-        self.next.set(index + 1);
-        self.row.get(index)
+    pub(super) const fn of_postgres(row: &'a PgRow, columns: &'a Columns) -> Self {
+        Self {
+            source: Source::Postgres(row),
+            columns,
+            asked: Cell::new(0),
+        }
+    }
+
+    /// Where a column is.
+    fn place(&self, column: &'static str) -> Result<usize> {
+        let asked = self.asked.get();
+        self.asked.set(asked + 1);
+        let mut columns = self.columns.0.borrow_mut();
+        match columns.get(asked) {
+            // The same literal, so there is nothing to compare.
+            Some((known, place)) if std::ptr::eq(*known, column) => return Ok(*place),
+            _ => columns.truncate(asked),
+        }
+        let likely = columns.last().map_or(0, |(_, place)| place + 1);
+        let place = self.source.find(column, likely);
+        let place = place.ok_or_else(|| Error::broken(format!("no column {column}")))?;
+        columns.push((column, place));
+        Ok(place)
+    }
+}
+
+impl Source<'_> {
+    fn find(&self, column: &str, likely: usize) -> Option<usize> {
+        match self {
+            Self::Sqlite(row) => {
+                let statement = row.as_ref();
+                let is_there = statement.column_name(likely).ok() == Some(column);
+                if is_there {
+                    return Some(likely);
+                }
+                statement.column_index(column).ok()
+            }
+            Self::Postgres(row) => row.try_column(column).ok().map(PgColumn::ordinal),
+        }
     }
 }
 
@@ -311,9 +348,10 @@ macro_rules! native {
                 let broken = |error: &dyn std::fmt::Display| {
                     Error::broken(format!("{column}: {error}"))
                 };
-                match row {
-                    Row::Sqlite(row) => row.get(column).map_err(|error| broken(&error)),
-                    Row::Postgres(row) => row.try_get(column).map_err(|error| broken(&error)),
+                let place = row.place(column)?;
+                match row.source {
+                    Source::Sqlite(row) => row.get(place).map_err(|error| broken(&error)),
+                    Source::Postgres(row) => row.try_get(place).map_err(|error| broken(&error)),
                 }
             }
         }

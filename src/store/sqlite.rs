@@ -14,12 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{CachedStatement, OpenFlags};
+use rusqlite::{CachedStatement, OpenFlags, config::DbConfig};
 
 use super::{
     error::{Error, Result},
     pool::{Place, Pool},
-    sql::{Row, Sql, SqliteRow},
+    sql::{Columns, Row, Sql},
 };
 
 /// A database file, and how to open it.
@@ -61,6 +61,8 @@ impl File {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         connection.execute_batch(pragmas)?;
+        // Without it a statement is planned anew whenever the values it is given change.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.execute_batch("PRAGMA trusted_schema = off;")?;
         let since = Instant::now();
         let end_ms = Arc::new(AtomicU64::new(u64::MAX));
@@ -97,18 +99,18 @@ impl Connection {
         map: impl FnOnce(&Row<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
         let mut statement = self.prepare(sql)?;
-        let mut rows = statement.raw_query();
+        let (mut rows, columns) = (statement.raw_query(), Columns::default());
         rows.next()?
-            .map(|row| map(&Row::Sqlite(SqliteRow::new(row))))
+            .map(|row| map(&Row::of_sqlite(row, &columns)))
             .transpose()
     }
 
     pub fn all<T>(&mut self, sql: &Sql, map: impl Fn(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
         let mut statement = self.prepare(sql)?;
-        let mut rows = statement.raw_query();
+        let (mut rows, columns) = (statement.raw_query(), Columns::default());
         let mut mapped = Vec::new();
         while let Some(row) = rows.next()? {
-            mapped.push(map(&Row::Sqlite(SqliteRow::new(row)))?);
+            mapped.push(map(&Row::of_sqlite(row, &columns))?);
         }
         Ok(mapped)
     }
@@ -211,6 +213,8 @@ fn lost() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::StatementStatus;
+
     use super::*;
     use crate::store::sql::sql;
 
@@ -240,6 +244,42 @@ mod tests {
             row.expect("works"),
             Some((1, "two".to_owned(), "two".to_owned()))
         );
+    }
+
+    #[test]
+    fn a_statement_is_planned_once_whatever_values_it_is_given() {
+        let (_folder, file) = file(Duration::from_secs(5));
+        let mut connection = file.open().expect("opens");
+        let text = "SELECT name FROM sqlite_schema WHERE rowid > $1 ORDER BY rowid LIMIT $2";
+        for value in 1..5 {
+            let sql = Sql::new(text, 2).bind(value).bind(value);
+            connection.all(&sql, |_| Ok(())).expect("works");
+        }
+        let statement = connection
+            .inner
+            .prepare_cached(text)
+            .expect("from the cache");
+        assert_eq!(statement.get_status(StatementStatus::Run), 4);
+        assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
+    }
+
+    #[test]
+    fn columns_are_found_by_name_whatever_order_they_are_asked_for_in() {
+        let (_folder, file) = file(Duration::from_secs(5));
+        let mut connection = file.open().expect("opens");
+        let sql = sql!("SELECT 1 AS a, 2 AS b, 3 AS c UNION ALL SELECT 4, 5, 6");
+        let rows = connection.all(&sql, |row| {
+            let a: i64 = row.get("a")?;
+            // Each row asks in an order of its own.
+            let rest: [i64; 2] = match a {
+                1 => [row.get("c")?, row.get("b")?],
+                _ => [row.get("b")?, row.get("c")?],
+            };
+            Ok((a, rest))
+        });
+        assert_eq!(rows.expect("works"), [(1, [3, 2]), (4, [5, 6])]);
+        let missing = connection.first(&sql, |row| row.get::<i64>("d"));
+        assert!(matches!(missing, Err(Error::Broken(_))), "{missing:?}");
     }
 
     #[test]

@@ -20,9 +20,9 @@ use crate::domain::{
 
 macro_rules! columns {
     () => {
-        "u.id, u.revision, u.state, u.state_reason, u.state_until_time, u.expire_time, \
-         u.delete_time, u.purge_time, u.username, u.username_key, u.display_name, u.given_name, \
-         u.family_name, u.language_code, u.time_zone, u.external_ids, u.attributes, \
+        "u.username, u.username_key, u.id, u.revision, u.state, u.state_reason, \
+         u.state_until_time, u.expire_time, u.delete_time, u.purge_time, u.display_name, \
+         u.given_name, u.family_name, u.language_code, u.time_zone, u.external_ids, u.attributes, \
          u.admin_attributes, u.create_time, u.update_time, u.last_sign_in_time"
     };
 }
