@@ -17,7 +17,10 @@ use tonic::{
     service::interceptor::InterceptedService,
 };
 
-use crate::harness::{Actor, Engine, Refusal as _, Server, assert_golden, on_both_engines};
+use crate::{
+    golden::assert_golden,
+    harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
+};
 
 on_both_engines! {
     async fn every_rpc_admits_whom_its_policy_says(engine: Engine) {
@@ -38,7 +41,7 @@ on_both_engines! {
                 }
             }
         }
-        assert_golden("access.txt", &table);
+        assert_golden("api/golden/access.txt", &table);
         drop(server);
     }
 }

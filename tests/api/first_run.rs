@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 use accountd::{domain::error::Reason, grpc::pb};
 
 use crate::{
-    harness::{Actor, Engine, assert_golden, assert_refused, connect, on_both_engines},
+    golden::assert_golden,
+    harness::{Actor, Engine, assert_refused, connect, on_both_engines},
     process::Installation,
 };
 
@@ -172,7 +173,7 @@ async fn the_example_configuration_is_the_reference() {
     let installation = Installation::new(Engine::Sqlite).await;
     let (status, text, _) = installation.run(&["config", "example"]);
     assert!(status.success());
-    assert_golden("accountd.toml", &text);
+    assert_golden("api/golden/accountd.toml", &text);
 }
 
 fn read_json(path: &Path) -> serde_json::Value {

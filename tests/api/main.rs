@@ -4,6 +4,7 @@
 //! the rule. Nothing is faked but the clock and the generator.
 
 mod forgeries;
+mod golden;
 mod harness;
 mod postgres;
 mod process;

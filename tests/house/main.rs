@@ -2,6 +2,8 @@
 //! text works and is fast on both engines, that what is written twice agrees, and that every RPC
 //! has all that an RPC has to have.
 
+#[path = "../api/golden.rs"]
+mod golden;
 #[path = "../api/postgres.rs"]
 mod postgres;
 

@@ -1,12 +1,13 @@
 //! Every text in `sql!(…)`: it works on both engines, and it finds its rows by an index.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use proc_macro2::TokenTree;
 use sqlx::{AssertSqlSafe, Executor as _, SqlSafeStr as _};
 
 use crate::{
     databases::databases,
+    golden::assert_golden,
     source::{File, each_level, files, inside, is_punct, macro_calls, place},
 };
 
@@ -133,6 +134,27 @@ async fn every_statement_works_on_both_engines_and_finds_its_rows_by_an_index() 
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// How SQLite finds the rows of each statement, for review.
+#[tokio::test]
+async fn how_rows_are_found_is_known() {
+    let databases = databases().await;
+    let mut plans = BTreeSet::new();
+    for Statement { place, text } in statements() {
+        let file = place.split(':').next().unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let steps = plan(&databases.sqlite, &text).expect("works");
+        if !steps.is_empty() {
+            plans.insert(format!(
+                "{file}: {}\n    {}\n",
+                words.join(" "),
+                steps.join("\n    ")
+            ));
+        }
+    }
+    let plans: Vec<String> = plans.into_iter().collect();
+    assert_golden("house/golden/plans.txt", &plans.join("\n"));
 }
 
 fn plan(sqlite: &rusqlite::Connection, text: &str) -> rusqlite::Result<Vec<String>> {
