@@ -4,7 +4,10 @@
 //! of our own keys is tried, and the token's type is checked. Symmetric algorithms do not exist here.
 //! Invariant: jsonwebtoken is named here and nowhere else on the server.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use aws_lc_rs::{
     error::{KeyRejected, Unspecified},
@@ -120,17 +123,27 @@ impl Keyring {
         self.signer.sign(claims)
     }
 
-    /// The claims of a token that one of these keys signed, for whatever audience, and whose time
-    /// is not over.
-    pub fn verify(&self, token: &str, issuer: &str, now: Timestamp) -> Result<Claims, Reason> {
-        let genuine = self.authenticate(token, now)?;
-        self.accept(&genuine, issuer, now)?;
-        Ok(genuine.claims)
+    /// What a token says that one of these keys signed, for whatever audience, and whose time is not
+    /// over. A signature is verified once, which is dear and then true for ever: `remembered` is what
+    /// this said of the same token before. All else is asked each time.
+    pub fn verify(
+        &self,
+        token: &str,
+        remembered: Option<Arc<Genuine>>,
+        issuer: &str,
+        now: Timestamp,
+    ) -> Result<Arc<Genuine>, Reason> {
+        let genuine = match remembered {
+            Some(genuine) => genuine,
+            None => Arc::new(self.authenticate(token, now)?),
+        };
+        self.verifier(&genuine.kid, now)?;
+        genuine.claims.check(issuer, now)?;
+        Ok(genuine)
     }
 
-    /// The dear half of [`Keyring::verify`]: whether one of these keys made the signature, which is
-    /// true for ever. Whether the token is still good is for [`Keyring::accept`] to say.
-    pub fn authenticate(&self, token: &str, now: Timestamp) -> Result<Genuine, Reason> {
+    /// Whether one of these keys made the signature.
+    fn authenticate(&self, token: &str, now: Timestamp) -> Result<Genuine, Reason> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Reason::TokenInvalid);
         }
@@ -146,13 +159,6 @@ impl Keyring {
             kid,
             claims: token.claims,
         })
-    }
-
-    /// The cheap half, to be asked each time: whether the key still vouches for its tokens, and
-    /// whether this one is ours and its time is not over.
-    pub fn accept(&self, genuine: &Genuine, issuer: &str, now: Timestamp) -> Result<(), Reason> {
-        self.verifier(&genuine.kid, now)?;
-        genuine.claims.check(issuer, now)
     }
 
     fn verifier(&self, kid: &str, now: Timestamp) -> Result<&Verifier, Reason> {
@@ -361,8 +367,10 @@ mod tests {
         }
 
         fn verify(&self, header: &str, claims: &str) -> Result<Claims, Reason> {
-            self.keyring()
-                .verify(&self.token(header, claims), ISSUER, NOW)
+            let verified = self
+                .keyring()
+                .verify(&self.token(header, claims), None, ISSUER, NOW);
+            verified.map(|genuine| genuine.claims.clone())
         }
     }
 
@@ -454,7 +462,7 @@ mod tests {
             let keys = [active.key.clone(), old.clone()];
             let private = |_: &SigningKey| Some(active.private.clone());
             let keyring = Keyring::new(&keys, private, 300, NOW).expect("a keyring");
-            keyring.verify(&token, ISSUER, now).map(drop)
+            keyring.verify(&token, None, ISSUER, now).map(drop)
         };
         bench.key.state = State::Prepared;
         assert_eq!(verify(&bench.key, NOW), Ok(()));
@@ -474,8 +482,12 @@ mod tests {
     fn a_signature_that_was_verified_once_makes_no_token_good_for_ever() {
         let mut bench = Bench::new();
         let token = bench.token(&bench.header().to_string(), &claims().to_string());
-        let genuine = bench.keyring().authenticate(&token, NOW).expect("our own");
-        let accept = |keyring: &Keyring, issuer, now| keyring.accept(&genuine, issuer, now);
+        let genuine = bench.keyring().verify(&token, None, ISSUER, NOW);
+        let genuine = genuine.expect("our own");
+        let accept = |keyring: &Keyring, issuer, now| {
+            let verified = keyring.verify(&token, Some(Arc::clone(&genuine)), issuer, now);
+            verified.map(drop)
+        };
         assert_eq!(accept(&bench.keyring(), ISSUER, NOW), Ok(()));
         assert_eq!(
             accept(&bench.keyring(), "https://evil.example", NOW),

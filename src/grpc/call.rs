@@ -251,6 +251,14 @@ impl Call {
         }
     }
 
+    /// A refusal, unless it is for what the first attempt of the same request has meanwhile done.
+    pub async fn first_answer_or<A: Answer>(&self, refusal: Error) -> Result<A> {
+        match self.first_answer().await {
+            Ok(Some(answer)) => Ok(answer),
+            _ => Err(refusal),
+        }
+    }
+
     /// The first answer to this request, if it is a retry.
     pub async fn replay<A: Answer>(&self, db: &mut Read) -> Result<Option<A>> {
         let Some(RequestId { key, body_mac }) = &self.request else {
@@ -354,19 +362,17 @@ impl Call {
         Err(Error::Unauthenticated(Reason::TokenRevoked))
     }
 
-    /// A token with a signature of ours whose time is not over. A signature is verified once; all
-    /// else is asked each time.
+    /// A token with a signature of ours whose time is not over.
     fn genuine(&self, token: &str) -> Result<Arc<Genuine>, Reason> {
         let app = self.app();
         let keyring = app.keyring.load();
         let digest = secret::sha256(token.as_bytes());
-        if let Some(genuine) = app.genuine.get(&digest) {
-            keyring.accept(&genuine, &app.issuer, self.now)?;
-            return Ok(genuine);
+        let remembered = app.genuine.get(&digest);
+        let is_new = remembered.is_none();
+        let genuine = keyring.verify(token, remembered, &app.issuer, self.now)?;
+        if is_new {
+            app.genuine.insert(digest, Arc::clone(&genuine));
         }
-        let genuine = Arc::new(keyring.authenticate(token, self.now)?);
-        keyring.accept(&genuine, &app.issuer, self.now)?;
-        app.genuine.insert(digest, Arc::clone(&genuine));
         Ok(genuine)
     }
 
@@ -445,7 +451,7 @@ macro_rules! mutate {
         })
     };
     ($call:expr, $isolation:expr, |$tx:ident| $body:block) => {
-        $crate::store::transact!(
+        match $crate::store::transact!(
             $call.attempts($isolation),
             attempts | $tx | {
                 $call.require_standing($tx).await?;
@@ -458,7 +464,10 @@ macro_rules! mutate {
                     }
                 }
             }
-        )
+        ) {
+            Ok(answer) => Ok(answer),
+            Err(refusal) => $call.first_answer_or(refusal).await,
+        }
     };
 }
 pub(super) use mutate;

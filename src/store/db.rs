@@ -51,8 +51,8 @@ pub(super) enum Engine {
 pub enum Isolation {
     /// As if transactions ran one after another; conflicts are retried.
     Serializable,
-    /// For hot rows that are locked by the first statement or changed by one that carries its own
-    /// condition: waits instead of conflicting.
+    /// Where each statement says by itself what must hold: hot rows that the first one locks or changes
+    /// on a condition, and new rows with unique keys. Waits instead of conflicting.
     ReadCommitted,
 }
 
@@ -255,6 +255,16 @@ impl Write {
         self.ask(sql.text, async |link| match link.connection()? {
             Connection::Sqlite(connection) => connection.execute(&sql),
             Connection::Postgres(session) => aside(session.execute(sql)).await,
+        })
+        .await
+    }
+
+    /// How many rows a statement changed that may change many.
+    pub async fn sweep(&mut self, sql: Sql) -> Result<u64> {
+        self.ask(sql.text, async |link| match link {
+            Link::SqliteWriter(loan) => loan.sweep(sql).await,
+            Link::PostgresWriter(transaction) => aside(transaction.session().execute(sql)).await,
+            Link::Sqlite(_) | Link::Postgres(_) => Err(Error::broken("a reader cannot write")),
         })
         .await
     }

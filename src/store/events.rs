@@ -173,6 +173,6 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
     let sql = sql!(
         "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < $1 ORDER BY id LIMIT $2)"
     );
-    db.execute(sql.bind(EventId(first_uuid(before))).bind(limit))
+    db.sweep(sql.bind(EventId(first_uuid(before))).bind(limit))
         .await
 }

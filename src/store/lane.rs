@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     db::Stats,
     error::{Error, Result},
-    sqlite::{self, Connection, File},
+    sql::Sql,
+    sqlite::{Connection, File, lost},
 };
 
 /// Most transactions in one COMMIT, and the longest a batch may gather.
@@ -27,7 +28,10 @@ const MAX_WAITING: usize = 4096;
 
 /// The queue for the writing connection.
 #[derive(Clone)]
-pub struct Lane(mpsc::Sender<Caller>);
+pub struct Lane {
+    queue: mpsc::Sender<Caller>,
+    acquire_timeout: Duration,
+}
 
 /// Somebody who waits for the connection.
 type Caller = oneshot::Sender<Result<Loan>>;
@@ -58,15 +62,25 @@ struct Return {
 }
 
 impl Lane {
-    pub fn open(file: File, stats: Arc<Stats>) -> Self {
+    /// `acquire_timeout`: how long to wait for the connection.
+    pub fn open(file: File, acquire_timeout: Duration, stats: Arc<Stats>) -> Self {
         let (queue, callers) = mpsc::channel(MAX_WAITING);
         tokio::spawn(lend(file, callers, stats));
-        Self(queue)
+        Self {
+            queue,
+            acquire_timeout,
+        }
     }
 
     pub async fn borrow(&self) -> Result<Loan> {
+        let late = |_| Error::Unavailable("the writer is not free".to_owned());
+        let turn = tokio::time::timeout(self.acquire_timeout, self.turn());
+        turn.await.map_err(late)?
+    }
+
+    async fn turn(&self) -> Result<Loan> {
         let (caller, loan) = oneshot::channel();
-        if self.0.send(caller).await.is_err() {
+        if self.queue.send(caller).await.is_err() {
             return Err(Error::Unavailable("the writer has stopped".to_owned()));
         }
         // A caller is dropped only when the batch it was to join has failed.
@@ -76,9 +90,16 @@ impl Lane {
 
 impl Loan {
     pub fn connection(&mut self) -> Result<&mut Connection> {
-        self.connection
-            .as_mut()
-            .ok_or_else(|| Error::broken("the loan was given back"))
+        self.connection.as_mut().ok_or_else(lost)
+    }
+
+    /// How many rows a statement changed that may change many, on a thread that may wait.
+    pub async fn sweep(&mut self, sql: Sql) -> Result<u64> {
+        let connection = self.connection.take().ok_or_else(lost)?;
+        let swept = connection.elsewhere(move |connection| connection.execute(&sql));
+        let (connection, changed) = swept.await?;
+        self.connection = Some(connection);
+        changed
     }
 
     /// Gives the connection back and waits for the COMMIT of the batch; false if that failed,
@@ -119,16 +140,22 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
     // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
     let mut singly = 0_usize;
     while let Some(first) = callers.recv().await {
-        let connection = match kept.take() {
-            Some(connection) => connection,
-            None => match file.open() {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::error!(%error, "cannot open the writing connection");
-                    let _ = first.send(Err(Error::Unavailable(error.to_string())));
-                    continue;
-                }
-            },
+        let opened = match kept.take() {
+            Some(connection) => Ok(connection),
+            None => file.open(),
+        };
+        let begun = opened.and_then(|mut connection| {
+            connection.run("BEGIN IMMEDIATE")?;
+            Ok(connection)
+        });
+        let connection = match begun {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::error!(%error, "cannot begin to write");
+                // One that has gone meanwhile needs no answer.
+                let _ = first.send(Err(error.into()));
+                continue;
+            }
         };
         let limit = if singly > 0 { 1 } else { MAX_BATCH };
         let mut answers = Vec::new();
@@ -158,7 +185,7 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
     }
 }
 
-/// Lends the connection to `first` and to whoever waits by then, and commits for all of them.
+/// Lends the connection, in a transaction, to `first` and to whoever waits by then, and commits for all of them.
 async fn batch(
     mut connection: Connection,
     first: Caller,
@@ -167,10 +194,10 @@ async fn batch(
     answers: &mut Vec<Option<oneshot::Sender<Fate>>>,
 ) -> Result<Connection> {
     let since = Instant::now();
-    connection.run("BEGIN IMMEDIATE")?;
     let mut next = Some(first);
     while let Some(caller) = next {
         connection.run("SAVEPOINT body")?;
+        connection.lend();
         let (back, returned) = oneshot::channel();
         let loan = Loan {
             connection: Some(connection),
@@ -189,6 +216,7 @@ async fn batch(
             },
         };
         connection = returned.connection;
+        connection.take_back();
         answers.push(returned.answer);
         if !returned.keep {
             connection.run("ROLLBACK TO body")?;
@@ -201,15 +229,48 @@ async fn batch(
             None
         };
     }
-    let committed = sqlite::waiting(move || {
-        let outcome = connection.run("COMMIT");
-        (connection, outcome)
-    });
+    let committed = connection.elsewhere(|connection| connection.run("COMMIT"));
     let (connection, outcome) = committed.await?;
     outcome?;
     Ok(connection)
 }
 
-fn lost() -> Error {
-    Error::broken("the connection was not given back")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::sql;
+
+    fn lane(folder: &tempfile::TempDir, time: Duration) -> Lane {
+        let file = File {
+            path: folder.path().join("test.sqlite"),
+            statement_timeout: time,
+        };
+        Lane::open(file, time, Arc::default())
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_writer_for_ever() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lane = lane(&folder, Duration::from_millis(50));
+        let loan = lane.borrow().await.expect("free");
+        let refused = lane.borrow().await.err().expect("taken");
+        assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+        assert!(loan.finish(true).await.expect("commits"));
+        lane.borrow().await.expect("free again");
+    }
+
+    #[tokio::test]
+    async fn a_loan_ends_in_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lane = lane(&folder, Duration::from_millis(50));
+        let mut loan = lane.borrow().await.expect("free");
+        std::thread::sleep(Duration::from_millis(60));
+        let create = sql!("CREATE TABLE t (a INTEGER) STRICT");
+        let refused = loan.connection().expect("lent").execute(&create);
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        loan.finish(false).await.expect("rolled back");
+        let mut loan = lane.borrow().await.expect("free again");
+        loan.sweep(create).await.expect("has its own time");
+        assert!(loan.finish(true).await.expect("commits"));
+    }
 }

@@ -76,7 +76,7 @@ pub async fn open(
             let cannot = |error| format!("cannot open {}: {error}", path.display());
             prepare_sqlite(&file).map_err(cannot)?;
             Ok(db(Engine::Sqlite {
-                writer: Lane::open(file.clone(), Arc::clone(&stats)),
+                writer: Lane::open(file.clone(), settings.acquire_timeout, Arc::clone(&stats)),
                 readers: Readers::new(file, settings.max_connections, settings.acquire_timeout),
             }))
         }
@@ -87,7 +87,12 @@ pub async fn open(
                 .clone()
                 .options([("default_transaction_read_only", "on")]);
             let connections = |options| {
-                Connections::new(options, settings.max_connections, settings.acquire_timeout)
+                Connections::new(
+                    options,
+                    settings.max_connections,
+                    settings.acquire_timeout,
+                    settings.transaction_timeout,
+                )
             };
             let db = db(Engine::Postgres {
                 readers: connections(read_only),

@@ -53,5 +53,5 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
         "DELETE FROM password_resets WHERE digest IN (
             SELECT digest FROM password_resets WHERE expire_time < $1 ORDER BY expire_time LIMIT $2)"
     );
-    db.execute(sql.bind(before).bind(limit)).await
+    db.sweep(sql.bind(before).bind(limit)).await
 }

@@ -13,6 +13,7 @@ use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection,
     postgres::{PgConnectOptions, PgDatabaseError, PgRow, PgSeverity},
 };
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     db::Isolation,
@@ -41,33 +42,48 @@ const UNTESTED: Duration = Duration::from_secs(1);
 pub struct Connections {
     options: Box<PgConnectOptions>,
     pool: Arc<Pool<PgConnection>>,
+    answer_timeout: Duration,
 }
 
+/// How long an answer may be on its way once the server has given up a statement that took too long.
+const GRACE: Duration = Duration::from_secs(1);
+
 impl Connections {
-    pub fn new(options: PgConnectOptions, max: u32, acquire_timeout: Duration) -> Self {
+    /// `statement_timeout`: when the server gives up a statement, as the options tell it.
+    pub fn new(
+        options: PgConnectOptions,
+        max: u32,
+        acquire_timeout: Duration,
+        statement_timeout: Duration,
+    ) -> Self {
         Self {
             options: Box::new(options),
             pool: Pool::new(max, acquire_timeout),
+            answer_timeout: statement_timeout + GRACE,
         }
     }
 
     /// A connection that can be used.
     pub async fn acquire(&self) -> Result<Session> {
+        let patience = self.pool.acquire_timeout();
+        let end = Instant::now() + patience;
         let mut place = self.pool.acquire().await?;
         if place.idle_time >= UNTESTED
             && let Some(mut connection) = place.take()
-            && let Ok(Ok(())) =
-                tokio::time::timeout(self.pool.acquire_timeout(), connection.ping()).await
+            // Half of the time, so that the other half is left for a new one.
+            && let Ok(Ok(())) = timeout(patience / 2, connection.ping()).await
         {
             place.put(connection);
         }
         if place.get().is_none() {
             let connection = PgConnection::connect_with(&self.options);
-            let connection = tokio::time::timeout(self.pool.acquire_timeout(), connection).await;
-            let late = |_| Error::Unavailable("the database does not answer".to_owned());
-            place.fill(connection.map_err(late)??);
+            let connection = timeout_at(end, connection).await;
+            place.fill(connection.map_err(|_| silent())??);
         }
-        Ok(Session(place))
+        Ok(Session {
+            place,
+            answer_timeout: self.answer_timeout,
+        })
     }
 
     pub async fn close(&self) {
@@ -79,7 +95,10 @@ impl Connections {
 }
 
 /// A connection in use.
-pub struct Session(Place<PgConnection>);
+pub struct Session {
+    place: Place<PgConnection>,
+    answer_timeout: Duration,
+}
 
 impl Session {
     pub async fn rows(&mut self, sql: Sql) -> Result<Vec<PgRow>> {
@@ -115,8 +134,10 @@ impl Session {
         &mut self,
         question: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
     ) -> Result<T> {
-        let mut connection = self.0.take().ok_or_else(lost)?;
-        let answer = question(&mut connection).await;
+        let mut connection = self.place.take().ok_or_else(lost)?;
+        // A host that vanishes closes no connection, and nobody else would notice.
+        let answer = timeout(self.answer_timeout, question(&mut connection)).await;
+        let answer = answer.map_err(|_| silent())?;
         let goes_on = match &answer {
             Ok(_) => true,
             Err(sqlx::Error::Database(cause)) => {
@@ -126,10 +147,14 @@ impl Session {
             Err(_) => false,
         };
         if goes_on {
-            self.0.put(connection);
+            self.place.put(connection);
         }
         Ok(answer?)
     }
+}
+
+fn silent() -> Error {
+    Error::Unavailable("the database does not answer".to_owned())
 }
 
 fn lost() -> Error {
@@ -180,7 +205,7 @@ impl Drop for Transaction {
     /// By a panic or a timeout: nothing of it remains, and it must not meet the next.
     fn drop(&mut self) {
         if self.is_open {
-            drop(self.session.0.take());
+            drop(self.session.place.take());
         }
     }
 }

@@ -75,5 +75,5 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
             SELECT caller_id, rpc, request_id FROM requests WHERE create_time < $1
             ORDER BY create_time LIMIT $2)"
     );
-    db.execute(sql.bind(before).bind(limit)).await
+    db.sweep(sql.bind(before).bind(limit)).await
 }

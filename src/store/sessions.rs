@@ -255,5 +255,5 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
         "DELETE FROM sessions WHERE (user_id, id) IN (
             SELECT user_id, id FROM sessions WHERE expire_time < $1 ORDER BY expire_time LIMIT $2)"
     );
-    db.execute(sql.bind(before).bind(limit)).await
+    db.sweep(sql.bind(before).bind(limit)).await
 }

@@ -93,6 +93,9 @@ impl Sql {
         }
         let mut values = Vec::with_capacity(count * width);
         for row in rows {
+            if row.text != text {
+                return Err(Error::broken(format!("not the same INSERT: {}", row.text)));
+            }
             row.check()?;
             values.extend(row.values);
         }
@@ -465,6 +468,8 @@ mod tests {
             "INSERT INTO t (a, b) VALUES ($1, $2), ($3, $4), ($5, $6)"
         );
         assert!(Sql::of_rows(vec![sql!("INSERT INTO t (a) VALUES ($1)")]).is_err());
+        let other = sql!("INSERT INTO u (a, b) VALUES ($1, $2)").bind(1).bind(2);
+        assert!(Sql::of_rows(vec![row(1, 2), other]).is_err());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A connection to an SQLite file, and the pool of those that only read.
 //!
 //! Statements run on the thread that asks: most take some microseconds, a fraction of what it takes
-//! to wake another thread. Two things may take longer and run on threads that are there for waiting:
-//! a COMMIT, which waits for the disk, and a page of a list, which may pass many rows to find a few.
-//! Invariant: no statement runs longer than a transaction may take.
+//! to wake another thread. What may take longer runs on threads that are there for waiting: a COMMIT,
+//! which waits for the disk, a page of a list, which may pass many rows to find a few, and removing
+//! many rows at once.
+//! Invariant: no statement runs longer than a transaction may take, nor do those of one together.
 
 use std::{
     path::PathBuf,
@@ -74,6 +75,7 @@ impl File {
             since,
             end_ms,
             statement_timeout: self.statement_timeout,
+            lent_until: None,
         })
     }
 }
@@ -89,6 +91,8 @@ pub struct Connection {
     /// When the statement that runs is interrupted, from `since`.
     end_ms: Arc<AtomicU64>,
     statement_timeout: Duration,
+    /// The end of the transaction that it is lent to.
+    lent_until: Option<Instant>,
 }
 
 impl Connection {
@@ -133,7 +137,34 @@ impl Connection {
         self.inner.execute_batch(text)
     }
 
+    /// From here on all statements together have the time of one, until [`Connection::take_back`].
+    pub fn lend(&mut self) {
+        self.lent_until = Instant::now().checked_add(self.statement_timeout);
+    }
+
+    pub const fn take_back(&mut self) {
+        self.lent_until = None;
+    }
+
+    /// Does something that may take long on a thread that is there for waiting.
+    pub async fn elsewhere<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> Result<(Self, T)> {
+        let span = tracing::Span::current();
+        #[expect(clippy::disallowed_methods, reason = "it waits more than it computes")]
+        let done = tokio::task::spawn_blocking(move || {
+            let outcome = span.in_scope(|| work(&mut self));
+            (self, outcome)
+        });
+        done.await.map_err(Error::broken)
+    }
+
     fn prepare(&mut self, sql: &Sql) -> Result<CachedStatement<'_>> {
+        // A statement that is short is over before anybody looks at the clock.
+        if self.lent_until.is_some_and(|end| Instant::now() >= end) {
+            return Err(Error::Unavailable("a transaction took too long".to_owned()));
+        }
         self.begin();
         let mut statement = self.inner.prepare_cached(sql.text)?;
         sql.bind_to(&mut statement)?;
@@ -143,15 +174,10 @@ impl Connection {
     /// From here on the statement has its time.
     fn begin(&self) {
         let end = self.since.elapsed().saturating_add(self.statement_timeout);
+        let lent = self.lent_until.map(|end| end.duration_since(self.since));
+        let end = lent.map_or(end, |lent| lent.min(end));
         self.end_ms.store(millis(end), Relaxed);
     }
-}
-
-/// Runs what may wait for the disk on a thread that is there for it.
-pub async fn waiting<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    #[expect(clippy::disallowed_methods, reason = "it waits more than it computes")]
-    let done = tokio::task::spawn_blocking(work);
-    done.await.map_err(Error::broken)
 }
 
 /// Connections that only read.
@@ -195,19 +221,16 @@ impl Reader {
         sql: Sql,
         map: fn(&Row<'_>) -> Result<T>,
     ) -> Result<Vec<T>> {
-        let mut connection = self.0.take().ok_or_else(lost)?;
-        let span = tracing::Span::current();
-        let found = waiting(move || {
-            let rows = span.in_scope(|| connection.all(&sql, map));
-            (connection, rows)
-        });
+        let connection = self.0.take().ok_or_else(lost)?;
+        let found = connection.elsewhere(move |connection| connection.all(&sql, map));
         let (connection, rows) = found.await?;
         self.0.put(connection);
         rows
     }
 }
 
-fn lost() -> Error {
+/// Whoever had the connection did not bring it back.
+pub fn lost() -> Error {
     Error::broken("the connection is lost")
 }
 
@@ -294,6 +317,22 @@ mod tests {
         assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
         let next = connection.first(&sql!("SELECT 1 AS n"), |row| row.get::<i64>("n"));
         assert_eq!(next.expect("has its own time"), Some(1));
+    }
+
+    #[test]
+    fn all_statements_of_a_loan_have_the_time_of_one() {
+        let (_folder, file) = file(Duration::from_millis(50));
+        let mut connection = file.open().expect("opens");
+        let one = |connection: &mut Connection| {
+            connection.first(&sql!("SELECT 1 AS n"), |row| row.get::<i64>("n"))
+        };
+        connection.lend();
+        assert_eq!(one(&mut connection).expect("in time"), Some(1));
+        std::thread::sleep(Duration::from_millis(60));
+        let late = one(&mut connection);
+        assert!(matches!(late, Err(Error::Unavailable(_))), "{late:?}");
+        connection.take_back();
+        assert_eq!(one(&mut connection).expect("has its own time"), Some(1));
     }
 
     #[tokio::test]

@@ -247,7 +247,8 @@ pub async fn due_for_purge(
 ) -> Result<Vec<SystemAccountId>> {
     let sql =
         sql!("SELECT id FROM system_accounts WHERE purge_time <= $1 ORDER BY purge_time LIMIT $2");
-    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
+        .await
 }
 
 /// Accounts whose suspension is over.
@@ -259,7 +260,8 @@ pub async fn due_for_resume(
     let sql = sql!(
         "SELECT id FROM system_accounts WHERE state = 'SUSPENDED' AND state_until_time <= $1 LIMIT $2"
     );
-    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
+        .await
 }
 
 /// Removes an account and everything that belongs to it but events. Still deleted and still due, or

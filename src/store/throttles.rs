@@ -49,5 +49,5 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
         "DELETE FROM throttles WHERE key IN (
             SELECT key FROM throttles WHERE last_time < $1 ORDER BY last_time LIMIT $2)"
     );
-    db.execute(sql.bind(before).bind(limit)).await
+    db.sweep(sql.bind(before).bind(limit)).await
 }

@@ -487,14 +487,16 @@ pub async fn due_for_purge(db: &mut Read, now: Timestamp, limit: i64) -> Result<
             AND NOT EXISTS (SELECT 1 FROM system_accounts a WHERE a.owner_id = users.id)
          ORDER BY purge_time LIMIT $2"
     );
-    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
+        .await
 }
 
 /// Users whose suspension is over.
 pub async fn due_for_resume(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {
     let sql =
         sql!("SELECT id FROM users WHERE state = 'SUSPENDED' AND state_until_time <= $1 LIMIT $2");
-    db.all(sql.bind(now).bind(limit), |row| row.get("id")).await
+    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
+        .await
 }
 
 /// Removes a user and everything that belongs to it but events. Still deleted and still due, or

@@ -24,6 +24,7 @@ mod keys;
 mod limits;
 mod load;
 mod measure;
+mod outage;
 mod races;
 mod sessions;
 mod system_accounts;

@@ -95,10 +95,15 @@ on_both_engines! {
     }
 
     async fn a_request_sent_many_times_happens_once(engine: Engine) {
-        let server = engine.server().await;
+        let server = engine.server_with(|config| {
+            if let Some(url) = &mut config.database_url {
+                url.0 += SLOW_COMMITS;
+            }
+        });
+        let server = server.await;
         let operator = server.operator().await;
         let request = pb::CreateUserRequest {
-            user: Some(pb::User::default()),
+            user: Some(pb::User { username: "alice".to_owned(), ..Default::default() }),
             request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
             ..Default::default()
         };

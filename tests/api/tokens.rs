@@ -194,7 +194,7 @@ on_both_engines! {
         let server = engine.server().await;
         let good = server.operator().await.token().to_owned();
         let app = &server.running.app;
-        let verify = |token: &str| app.keyring.load().verify(token, &app.issuer, server.now());
+        let verify = |token: &str| app.keyring.load().verify(token, None, &app.issuer, server.now());
         assert!(verify(&good).is_ok());
         for place in 0..good.len() {
             for bit in 0..8 {
