@@ -1,5 +1,6 @@
 //! What calls may cost the database: a read one statement, a mutation one transaction, and both one
-//! statement more for who is calling.
+//! statement more for who is calling. A call that checks a password has two transactions more: one that
+//! charges a guess before the check, one that gives it back after.
 
 use accountd::grpc::pb;
 use pb::lookup_user_request::Key;
@@ -62,8 +63,9 @@ on_both_engines! {
 
         macro_rules! cost_of {
             ($($call:expr;)*) => {$(
-                let (_, transactions) = server.cost_once(async || { $call.await.expect("an answer"); }).await;
-                assert_eq!(transactions, 1, "{}", stringify!($call));
+                let before = server.spent().1;
+                $call.await.expect(stringify!($call));
+                assert_eq!(server.spent().1 - before, 1, "{}", stringify!($call));
             )*};
         }
         let named = |name: &str| pb::User { name: name.to_owned(), display_name: "Alice".to_owned(), ..Default::default() };
@@ -78,11 +80,68 @@ on_both_engines! {
             operator.create_secret(&machine.name);
             operator.sessions().revoke_sessions(pb::RevokeSessionsRequest { user: user.clone(), ..Default::default() });
         }
+
         // A secret's use is noted once an hour; all other tokens cost no transaction at all.
         let anonymous = server.anonymous().await;
         anonymous.issue(&machine.uid, &secret).await.expect("the first");
         let cost = server.cost(async || { anonymous.issue(&machine.uid, &secret).await.expect("a token"); }).await;
         assert!(cost <= (2, 0), "the secret, and what it may have: {cost:?}");
+
+        let machine = machine.name;
+        let account = pb::SystemAccount {
+            kind: pb::system_account::Kind::Service.into(),
+            display_name: "other".to_owned(),
+            owner: server.owner().to_owned(),
+            ..Default::default()
+        };
+        let mut changed = account.clone();
+        changed.name = machine.clone();
+        let accounts = || operator.system_accounts();
+        cost_of! {
+            accounts().create_system_account(pb::CreateSystemAccountRequest { system_account: Some(account), ..Default::default() });
+            accounts().update_system_account(pb::UpdateSystemAccountRequest { system_account: Some(changed), ..Default::default() });
+            accounts().suspend_system_account(pb::SuspendSystemAccountRequest { name: machine.clone(), reason: "x".to_owned(), ..Default::default() });
+            accounts().resume_system_account(pb::ResumeSystemAccountRequest { name: machine.clone(), ..Default::default() });
+            accounts().transfer_system_account(pb::TransferSystemAccountRequest { name: machine.clone(), owner: user.clone(), ..Default::default() });
+            accounts().delete_system_account(pb::DeleteSystemAccountRequest { name: machine.clone(), ..Default::default() });
+            accounts().undelete_system_account(pb::UndeleteSystemAccountRequest { name: machine.clone(), ..Default::default() });
+        }
+
+        let grants = pb::ListGrantsRequest { filter: format!("principal = \"{user}\""), ..Default::default() };
+        let grants = operator.grants().list_grants(grants).await.expect("a list");
+        let grant = grants.into_inner().grants.remove(0).name;
+        let credentials = pb::ListCredentialsRequest { parent: machine.clone(), ..Default::default() };
+        let credentials = operator.credentials().list_credentials(credentials).await.expect("a list").into_inner().credentials;
+        let secret_name = credentials[0].name.clone();
+        let labelled = pb::Credential { name: secret_name.clone(), label: "old".to_owned(), ..Default::default() };
+        let carol = server.signed_in("carol").await;
+        let token = carol.tokens.access_token.clone();
+        let keys = || operator.keys();
+        cost_of! {
+            operator.grants().delete_grant(pb::DeleteGrantRequest { name: grant, ..Default::default() });
+            operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(labelled), ..Default::default() });
+            operator.credentials().delete_credential(pb::DeleteCredentialRequest { name: secret_name, ..Default::default() });
+            operator.tokens().revoke_token(pb::RevokeTokenRequest { token, ..Default::default() });
+            operator.sessions().revoke_session(pb::RevokeSessionRequest { name: carol.tokens.session.clone(), ..Default::default() });
+            keys().prepare_signing_key(pb::PrepareSigningKeyRequest::default());
+        }
+    }
+
+    async fn a_password_costs_two_transactions_more(engine: Engine) {
+        let server = engine.server_with(|config| config.hashing.memory_kib = 64).await;
+        let alice = server.signed_in("alice").await;
+        let (old, new) = (crate::harness::password("alice"), "an otter in the attic");
+        let anonymous = server.anonymous().await;
+        let (_, transactions) = server.cost_once(async || { anonymous.sign_in("alice", &old).await.expect("signed in"); }).await;
+        assert_eq!(transactions, 3, "charged, given back, signed in");
+        let change = pb::ChangePasswordRequest {
+            name: "users/me".to_owned(),
+            old_password: old,
+            new_password: new.to_owned(),
+            ..Default::default()
+        };
+        let change = async || { alice.actor.credentials().change_password(change.clone()).await.expect("changed"); };
+        assert_eq!(server.cost_once(change).await.1, 3, "charged, given back, changed");
     }
 
     async fn a_refresh_costs_one_transaction(engine: Engine) {
