@@ -6,7 +6,7 @@
 //! memory bus and a lane on its own is quicker than it will ever be under load.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -37,10 +37,10 @@ const MIB: u32 = 1024;
 
 /// One point of the curve.
 #[derive(Clone, Copy)]
-struct Point {
+pub struct Point {
     cost: Cost,
     lanes: usize,
-    per_second: f64,
+    pub per_second: f64,
     ms: f64,
 }
 
@@ -53,7 +53,14 @@ pub fn run(options: &Options, say: impl Fn(&str)) -> Result<(), String> {
         "memory MiB  passes  lanes  hashes/s  ms each    ({cores} cores)\n"
     ));
     let mut best: Option<Point> = None;
+    let room_kib = room_kib();
     for size in SIZES_MIB {
+        if !fits(size * MIB, lanes, room_kib) {
+            say(&format!(
+                "{size} MiB for each lane would be more than half of the memory that is free\n"
+            ));
+            break;
+        }
         let quickest = measure(cost(size, least_iterations(size)), lanes, time)?;
         say(&quickest.line());
         if quickest.ms > options.max_ms {
@@ -75,12 +82,18 @@ pub fn run(options: &Options, say: impl Fn(&str)) -> Result<(), String> {
     }
     let Some(best) = best else {
         return Err(format!(
-            "no parameters that are strong enough take less than {} ms on this machine",
+            "no parameters that are strong enough take less than {} ms, or fit into the memory",
             options.max_ms
         ));
     };
     say("\nThe same with more and fewer lanes:\n");
-    for lanes in 1..=lanes * 2 {
+    let powers = (0..).map(|power| 1 << power);
+    let mut others: Vec<usize> = powers.take_while(|count| *count < lanes * 2).collect();
+    others.extend([lanes, lanes * 2]);
+    others.sort_unstable();
+    others.dedup();
+    others.retain(|lanes| fits(best.cost.memory_kib, *lanes, room_kib));
+    for lanes in others {
         say(&measure(best.cost, lanes, time)?.line());
     }
     let Cost {
@@ -111,8 +124,22 @@ const fn least_iterations(memory_mib: u32) -> u32 {
     if memory_mib < 46 { 2 } else { 1 }
 }
 
+/// Half of the memory that is free; all there could be where nobody can tell.
+fn room_kib() -> u64 {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = memory.lines().find_map(|line| {
+        let free = line.strip_prefix("MemAvailable:")?;
+        free.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    free.map_or(u64::MAX, |free| free / 2)
+}
+
+fn fits(memory_kib: u32, lanes: usize, room_kib: u64) -> bool {
+    u64::from(memory_kib).saturating_mul(lanes as u64) <= room_kib
+}
+
 /// As many lanes as asked for, all at work for a while.
-fn measure(cost: Cost, lanes: usize, time: Duration) -> Result<Point, String> {
+pub fn measure(cost: Cost, lanes: usize, time: Duration) -> Result<Point, String> {
     let begin = Instant::now();
     let counts = thread::scope(|scope| {
         let lanes: Vec<_> = (0..lanes)

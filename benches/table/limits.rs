@@ -10,8 +10,7 @@ use std::{
 };
 
 use accountd::{
-    config,
-    domain::password::{self, Cost, Memory, Password},
+    calibrate, config,
     listener::{self, Shared},
     telemetry::Connections,
 };
@@ -35,7 +34,8 @@ pub enum Floor {
     Sign,
     /// A row found by its key, by the bare driver.
     Read,
-    /// A row inserted and committed, by the bare driver, as many at once as the server commits at once.
+    /// A row inserted and committed, by the bare driver: on SQLite one after another, on PostgreSQL by
+    /// sixteen at once.
     Transaction,
 }
 
@@ -95,33 +95,11 @@ pub const fn as_f64(count: u64) -> f64 {
     count as f64
 }
 
-/// Hashes per second at the shipped cost, on all cores.
+/// Hashes per second at the shipped cost, on all cores that are the server's.
 pub fn argon2(time: Duration) -> f64 {
-    let cost = config::Config::default().cost();
     let lanes = thread::available_parallelism().map_or(1, usize::from);
-    let begin = Instant::now();
-    let count: u64 = thread::scope(|scope| {
-        let lanes: Vec<_> = (0..lanes)
-            .map(|_| scope.spawn(move || lane(cost, begin, time)))
-            .collect();
-        lanes
-            .into_iter()
-            .map(|lane| lane.join().expect("no panic"))
-            .sum()
-    });
-    as_f64(count) / begin.elapsed().as_secs_f64()
-}
-
-fn lane(cost: Cost, begin: Instant, time: Duration) -> u64 {
-    let mut memory = Memory::for_cost(cost).expect("sound parameters");
-    let mut count = 0;
-    while begin.elapsed() < time {
-        let password = Password::new("a password of usual length".to_owned());
-        let hash = password::hash(&password, [1; 16], cost, &[2; 32], &mut memory);
-        black_box(hash.expect("hashes"));
-        count += 1;
-    }
-    count
+    let point = calibrate::measure(config::Config::default().cost(), lanes, time);
+    point.expect("hashes").per_second
 }
 
 /// Processor time that this process has used, in microseconds.
@@ -277,9 +255,7 @@ async fn bare_call(server: &Server, time: Duration) -> f64 {
     }
     let (url, ops) = (format!("http://{address}"), format!("http://{ops}"));
     let arguments = ["health", "--url", &url, "--ops-url", &ops];
-    let row = server
-        .bench_elsewhere(&arguments, time.as_secs().max(1))
-        .await;
+    let row = server.bench_with(&arguments, time.as_secs().max(1)).await;
     row["server_us"].as_f64().expect("a figure")
 }
 

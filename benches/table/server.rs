@@ -131,8 +131,8 @@ impl Server {
         value.expect(name)
     }
 
-    /// The rows that `accountd bench` finds.
-    pub async fn bench(&self, arguments: &[&str], seconds: u64) -> Vec<Value> {
+    /// The row that `accountd bench` finds.
+    pub async fn bench(&self, arguments: &[&str], seconds: u64) -> Value {
         let own = ["--url", &self.url, "--ops-url", &self.ops_url];
         let mut arguments: Vec<&str> = arguments.iter().copied().chain(own).collect();
         let pid = self.database_pid.map(|pid| pid.to_string());
@@ -142,13 +142,9 @@ impl Server {
         self.bench_with(&arguments, seconds).await
     }
 
-    /// The row that it finds at another server, which needs no credentials.
-    pub async fn bench_elsewhere(&self, arguments: &[&str], seconds: u64) -> Value {
-        self.bench_with(arguments, seconds).await.remove(0)
-    }
-
+    /// The row that it finds at whatever server the arguments name.
     #[expect(clippy::disallowed_macros, reason = "shows how far it is")]
-    async fn bench_with(&self, arguments: &[&str], seconds: u64) -> Vec<Value> {
+    pub async fn bench_with(&self, arguments: &[&str], seconds: u64) -> Value {
         let mut file = tempfile::NamedTempFile::new_in(&self.folder).expect("a file");
         let mut command = program(&self.folder, None, &self.client_cores);
         command.args(["bench", "--seconds", &seconds.to_string(), "--json"]);
@@ -166,33 +162,48 @@ impl Server {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let report: Value = serde_json::from_reader(file.as_file_mut()).expect("JSON");
-        report["rows"].as_array().expect("rows").clone()
+        let mut report: Value = serde_json::from_reader(file.as_file_mut()).expect("JSON");
+        report["rows"][0].take()
     }
 
-    /// Ten times as many sign-ins as can be served, with cheap calls going on beside them.
-    pub async fn overload(&self, sign_in: &Value, seconds: u64) -> Overload {
-        let capacity = sign_in["capacity_per_s"].as_f64().unwrap_or(1.0);
+    /// Ten times as many sign-ins as can be served, with cheap calls going on beside them: the middle
+    /// one of three times.
+    pub async fn overload(&self, seconds: u64) -> Overload {
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(self.overload_once(seconds).await);
+        }
+        all.sort_by(|a, b| a.goodput().total_cmp(&b.goodput()));
+        all.swap_remove(1)
+    }
+
+    async fn overload_once(&self, seconds: u64) -> Overload {
         let cheap = ["issue-token", "--rate", "500"];
-        let alone = self.bench(&cheap, seconds).await.remove(0);
-        let (ten, half) = (
-            format!("{:.0}", capacity * 10.0),
-            format!("{:.0}", capacity * 0.5),
+        let alone = self.bench(&cheap, seconds).await;
+        // The cheap calls go on beside the measuring of the capacity too, since they have their part of
+        // the processor.
+        let (busy, _) = tokio::join!(
+            self.bench(&["sign-in"], seconds),
+            self.bench(&cheap, seconds * 2 + 3),
         );
-        let flood = ["sign-in", "--rate", &ten];
-        let (flood, beside) = tokio::join!(
+        let capacity = busy["capacity_per_s"].as_f64().expect("sign-ins");
+        let (ten, half) = ((capacity * 10.0).to_string(), (capacity / 2.0).to_string());
+        let (beside, (flood, after)) = tokio::join!(
             async {
+                // To make those who sign in takes a second.
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                self.bench(&flood, seconds * 2).await.remove(0)
+                self.bench(&cheap, seconds).await
             },
-            self.bench(&cheap, seconds * 2 + 8),
+            async {
+                let flood = self.bench(&["sign-in", "--rate", &ten], seconds).await;
+                let after = self.bench(&["sign-in", "--rate", &half], seconds).await;
+                (flood, after)
+            },
         );
-        let after = self.bench(&["sign-in", "--rate", &half], 5).await.remove(0);
         Overload {
             capacity,
-            seconds: seconds * 2,
             alone,
-            beside: beside[0].clone(),
+            beside,
             flood,
             after,
         }
@@ -201,7 +212,6 @@ impl Server {
 
 pub struct Overload {
     capacity: f64,
-    seconds: u64,
     alone: Value,
     beside: Value,
     flood: Value,
@@ -209,18 +219,18 @@ pub struct Overload {
 }
 
 impl Overload {
+    /// The part of the capacity that is served, until the last of those that waited has its answer.
     fn goodput(&self) -> f64 {
-        let served = self.flood["outcomes"]["OK"]["count"]
-            .as_f64()
-            .unwrap_or_default();
-        served / crate::limits::as_f64(self.seconds) / self.capacity
+        let number = |value: &Value| value.as_f64().unwrap_or_default();
+        let served = number(&self.flood["outcomes"]["OK"]["count"]);
+        served / number(&self.flood["open_s"]) / self.capacity
     }
 
     pub fn json(&self) -> Value {
         json!({
             "goodput_of_capacity": self.goodput(), "cheap_alone": self.alone["outcomes"],
             "cheap_beside": self.beside["outcomes"], "flood": self.flood["outcomes"],
-            "five_seconds_after": self.after["outcomes"],
+            "right_after": self.after["outcomes"],
         })
     }
 
@@ -228,14 +238,14 @@ impl Overload {
         let time = |row: &Value, outcome: &str, name: &str| {
             row["outcomes"][outcome][name].as_f64().unwrap_or(f64::NAN)
         };
-        let failed = self.after["outcomes"]
-            .as_object()
-            .map_or(0, |outcomes| outcomes.len() - 1);
+        let failed = self.after["outcomes"].as_object().map_or(0, |outcomes| {
+            outcomes.keys().filter(|outcome| *outcome != "OK").count()
+        });
         format!(
             "Ten times as many sign-ins as can be served: {:.2} of the capacity is still served; {} refused, \
              p50 {:.1} ms, p99 {:.1} ms. IssueToken at 500/s: p50 {:.1} ms and p99 {:.1} ms alone, {:.1} ms \
-             and {:.1} ms beside the flood. Right after it, sign-ins at half the capacity: p99 {:.0} ms, {} \
-             other outcomes.\n",
+             and {:.1} ms beside the flood. From a second after it, sign-ins at half the capacity: p99 {:.0} ms, \
+             {} other outcomes.\n",
             self.goodput(),
             time(&self.flood, "OVERLOADED", "count"),
             time(&self.flood, "OVERLOADED", "p50"),

@@ -1,6 +1,6 @@
 //! What the server and its database use, as they account for it themselves.
 
-use std::{fs, time::Duration};
+use std::{fs, str::FromStr, time::Duration};
 
 use http::Uri;
 use http_body_util::{BodyExt as _, Empty};
@@ -58,24 +58,34 @@ impl Meter {
     }
 
     pub async fn read(&self) -> Result<Used, String> {
-        let metrics = tokio::time::timeout(PATIENCE, self.metrics()).await;
-        let metrics = metrics.unwrap_or_else(|late| Err(late.into()));
-        let metrics = metrics.map_err(|error| format!("metrics of {}: {error}", self.authority))?;
-        let value = |name: &str| {
-            let line = metrics
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.and_then(|value| value.parse::<f64>().ok())
-                .ok_or_else(|| format!("{} has no metric {name}", self.authority))
-        };
+        let metrics = self.metrics().await?;
         Ok(Used {
-            server_s: value("process_cpu_seconds_total")?,
+            server_s: self.value(&metrics, "process_cpu_seconds_total")?,
             database_s: self.database.map(database_s).transpose()?,
-            resident_bytes: value("process_resident_memory_bytes")?,
+            resident_bytes: self.value(&metrics, "process_resident_memory_bytes")?,
         })
     }
 
-    async fn metrics(&self) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    /// How many passwords the server hashes at once.
+    pub async fn hash_lanes(&self) -> Result<usize, String> {
+        self.value(&self.metrics().await?, "accountd_hash_lanes")
+    }
+
+    fn value<T: FromStr>(&self, metrics: &str, name: &str) -> Result<T, String> {
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok())
+            .ok_or_else(|| format!("{} has no metric {name}", self.authority))
+    }
+
+    async fn metrics(&self) -> Result<String, String> {
+        let metrics = tokio::time::timeout(PATIENCE, self.get_metrics()).await;
+        let metrics = metrics.unwrap_or_else(|late| Err(late.into()));
+        metrics.map_err(|error| format!("metrics of {}: {error}", self.authority))
+    }
+
+    async fn get_metrics(&self) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(&self.authority).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

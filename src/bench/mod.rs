@@ -11,7 +11,10 @@ mod operations;
 mod report;
 mod subject;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
@@ -19,12 +22,13 @@ use self::{
     load::Load,
     meter::Meter,
     operations::Operation,
-    report::{Report, Row},
+    report::{Part, Report, Row},
     subject::Subject,
 };
 
-/// What to measure, and where. Measure a server whose data can be thrown away: accounts are made, and
-/// most of them stay.
+/// What to measure, and where. Measure a server whose data can be thrown away: the accounts that are
+/// made stay. More than 50 sign-ins at once from one address are throttled unless the server's
+/// `throttle.network_free` says more.
 #[derive(Args)]
 pub struct Options {
     /// What to measure; everything when nothing is named.
@@ -56,11 +60,15 @@ pub struct Options {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
     seconds: u64,
     /// Calls per second that arrive; the capacity is not looked for then.
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     rate: Option<f64>,
-    /// The part of the capacity that arrives in the second part.
-    #[arg(long, default_value_t = 0.7)]
+    /// The part of the capacity that arrives in the second part; more than 1 is an overload.
+    #[arg(long, default_value_t = 0.7, value_parser = positive)]
     load: f64,
+    /// Measure both parts so many times, and show the middle one of each: a machine that is shared
+    /// stands still now and then.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=99))]
+    repeat: u8,
     /// The first process of a PostgreSQL on this machine, to account for its processors too.
     #[arg(long, value_name = "PID")]
     database_pid: Option<u32>,
@@ -80,35 +88,76 @@ pub async fn run(options: Options, say: impl Fn(&str)) -> Result<(), String> {
         [] => Operation::ALL,
         named => named,
     };
-    let time = Duration::from_secs(options.seconds);
     let mut report = Report::default();
     say(&Report::head());
+    let mut outcome = Ok(());
     for operation in operations {
-        let load = Load::new(subject.prepare(*operation).await?);
-        let in_flight = operation.most_in_flight().min(options.in_flight.into());
-        let row = match options.rate {
-            None => {
-                load.saturate(in_flight, WARM_UP).await;
-                let before = meter.read().await?;
-                let busy = load.saturate(in_flight, time).await;
-                let used = meter.read().await?.since(&before);
-                let rate = busy.per_second() * options.load;
-                let open = load.arrive(rate, time).await?;
-                Row::new(*operation, Some(&busy), &used, rate, &open)
+        match measure(*operation, &subject, &meter, &options).await {
+            Ok(row) => {
+                say(&row.line());
+                report.rows.push(row);
             }
-            Some(rate) => {
-                let before = meter.read().await?;
-                let open = load.arrive(rate, time).await?;
-                let used = meter.read().await?.since(&before);
-                Row::new(*operation, None, &used, rate, &open)
+            Err(error) => {
+                // What was found before is not lost.
+                outcome = Err(error);
+                break;
             }
-        };
-        say(&row.line());
-        report.rows.push(row);
+        }
     }
     if let Some(file) = &options.json {
         let text = report.json();
         std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     }
-    Ok(())
+    outcome
+}
+
+/// What was prepared that long ago is prepared again: tokens live for five minutes.
+const FRESH: Duration = Duration::from_secs(30);
+
+async fn measure(
+    operation: Operation,
+    subject: &Subject,
+    meter: &Meter,
+    options: &Options,
+) -> Result<Row, String> {
+    let time = Duration::from_secs(options.seconds);
+    let most = operation.most_in_flight(meter).await?;
+    let in_flight = most.min(options.in_flight.into());
+    let (mut busy, mut open) = (Vec::new(), Vec::new());
+    let mut load = Load::new(subject.prepare(operation).await?);
+    let mut prepared = Instant::now();
+    for _ in 0..options.repeat {
+        if prepared.elapsed() > FRESH {
+            load = Load::new(subject.prepare(operation).await?);
+            prepared = Instant::now();
+        }
+        let mut rate = options.rate.unwrap_or_default();
+        if options.rate.is_none() {
+            load.saturate(in_flight, WARM_UP).await;
+            let before = meter.read().await?;
+            let calls = load.saturate(in_flight, time).await;
+            let used = meter.read().await?.since(&before);
+            rate = calls.per_second() * options.load;
+            busy.push(Part { calls, used });
+        }
+        // Where nothing was answered, the row says why.
+        if rate > 0.0 {
+            let before = meter.read().await?;
+            let calls = load.arrive(rate, time).await;
+            let used = meter.read().await?.since(&before);
+            open.push(Part { calls, used });
+        }
+    }
+    busy.sort_by(|a, b| a.server_us().total_cmp(&b.server_us()));
+    open.sort_by_key(|part| part.calls.p99_us());
+    let (busy, open) = (busy.get(busy.len() / 2), open.get(open.len() / 2));
+    Ok(Row::new(operation, busy, open))
+}
+
+/// A number that there can be so much of.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| "has to be a number above 0".to_owned())
 }

@@ -12,6 +12,7 @@ use tonic_types::StatusExt as _;
 
 use super::{
     load::{Call, OK},
+    meter::Meter,
     subject::{Person, Subject, by, pick},
 };
 use crate::grpc::{
@@ -80,11 +81,11 @@ impl Operation {
         }
     }
 
-    /// More sign-ins at once would be turned away, since they would wait too long.
-    pub const fn most_in_flight(self) -> usize {
+    /// More sign-ins at once than the server's lanes are soon done with would be turned away.
+    pub async fn most_in_flight(self, meter: &Meter) -> Result<usize, String> {
         match self {
-            Self::SignIn => 8,
-            _ => usize::MAX,
+            Self::SignIn => Ok(meter.hash_lanes().await? * 4),
+            _ => Ok(usize::MAX),
         }
     }
 }
@@ -169,7 +170,8 @@ impl Subject {
     }
 
     async fn introspect_token(&self) -> Result<Call, Status> {
-        let (token, sessions) = (self.operator().await?, self.sessions().await?);
+        let sessions = self.sessions().await?;
+        let token = self.operator().await?;
         let tokens: Arc<[String]> = sessions.into_iter().map(|set| set.access_token).collect();
         Ok(self.each(move |channel, number| {
             let message = pb::IntrospectTokenRequest {
@@ -189,10 +191,8 @@ impl Subject {
     }
 
     async fn get_user(&self) -> Result<Call, Status> {
-        let (token, users) = (
-            self.operator().await?,
-            Arc::clone(&self.sample().await?.users),
-        );
+        let users = Arc::clone(&self.sample().await?.users);
+        let token = self.operator().await?;
         Ok(self.each(move |channel, number| {
             let message = pb::GetUserRequest {
                 name: pick(&users, number).name.clone(),
@@ -219,7 +219,8 @@ impl Subject {
     }
 
     async fn lookup_user(&self) -> Result<Call, Status> {
-        let (token, users) = (self.operator().await?, self.sample().await?.named()?);
+        let users = self.sample().await?.named()?;
+        let token = self.operator().await?;
         Ok(self.each(move |channel, number| {
             let key =
                 pb::lookup_user_request::Key::Identifier(pick(&users, number).username.clone());
@@ -229,10 +230,8 @@ impl Subject {
     }
 
     async fn list_users(&self) -> Result<Call, Status> {
-        let (token, pages) = (
-            self.operator().await?,
-            Arc::clone(&self.sample().await?.pages),
-        );
+        let pages = Arc::clone(&self.sample().await?.pages);
+        let token = self.operator().await?;
         Ok(self.each(move |channel, number| {
             let page_token = pick(&pages, number).clone();
             let message = pb::ListUsersRequest {
@@ -246,7 +245,8 @@ impl Subject {
     }
 
     async fn search_users(&self) -> Result<Call, Status> {
-        let (token, users) = (self.operator().await?, self.sample().await?.named()?);
+        let users = self.sample().await?.named()?;
+        let token = self.operator().await?;
         Ok(self.each(move |channel, number| {
             let mut prefix = pick(&users, number).username.clone();
             prefix.truncate(prefix.char_indices().nth_back(1).map_or(0, |(at, _)| at));

@@ -11,6 +11,8 @@ use super::{
     operations::Operation,
 };
 
+const MIB: f64 = 1024.0 * 1024.0;
+
 #[derive(Default, Serialize)]
 pub struct Report {
     pub rows: Vec<Row>,
@@ -32,6 +34,8 @@ pub struct Row {
     resident_mib: f64,
     /// Calls that arrived per second in the second part.
     rate_per_s: f64,
+    /// How long the second part took, until the last answer.
+    open_s: f64,
     /// Calls of the first part that failed, by reason.
     failed: BTreeMap<String, u64>,
     /// Calls of the second part that were not made, because too many had no answer.
@@ -65,33 +69,50 @@ impl Times {
     }
 }
 
+/// Calls, and what was used while they were made.
+pub struct Part {
+    pub calls: Measured,
+    pub used: Used,
+}
+
+impl Part {
+    /// Processor time of the server for each successful call, in microseconds.
+    pub fn server_us(&self) -> f64 {
+        self.each_us(self.used.server_s)
+    }
+
+    fn database_us(&self) -> Option<f64> {
+        self.used.database_s.map(|time| self.each_us(time))
+    }
+
+    fn each_us(&self, time_s: f64) -> f64 {
+        time_s * 1e6 / precise(self.calls.count(OK)).max(1.0)
+    }
+}
+
 impl Row {
-    pub fn new(
-        operation: Operation,
-        busy: Option<&Measured>,
-        used: &Used,
-        rate: f64,
-        open: &Measured,
-    ) -> Self {
-        let calls = precise(busy.unwrap_or(open).count(OK)).max(1.0);
-        let server_us = used.server_s * 1e6 / calls;
-        let failed = busy.into_iter().flat_map(|busy| busy.outcomes.iter());
+    /// The two parts, of which either may have been left out.
+    pub fn new(operation: Operation, busy: Option<&Part>, open: Option<&Part>) -> Self {
+        let accounted = busy.or(open);
+        let server_us = accounted.map_or(f64::INFINITY, Part::server_us);
+        let failed = busy.into_iter().flat_map(|busy| busy.calls.outcomes.iter());
         let failed = failed.filter(|(outcome, _)| *outcome != OK);
         Self {
             operation: operation.name(),
-            capacity_per_s: busy.map(Measured::per_second),
+            capacity_per_s: busy.map(|busy| busy.calls.per_second()),
             server_us,
-            database_us: used.database_s.map(|time| time * 1e6 / calls),
+            database_us: accounted.and_then(Part::database_us),
             per_core_per_s: 1e6 / server_us,
-            resident_mib: used.resident_bytes / (1024.0 * 1024.0),
-            rate_per_s: rate,
+            resident_mib: accounted.map_or(0.0, |part| part.used.resident_bytes / MIB),
+            rate_per_s: open.map_or(0.0, |open| open.calls.rate),
+            open_s: open.map_or(0.0, |open| open.calls.time.as_secs_f64()),
             failed: failed
                 .map(|(outcome, times)| (outcome.to_owned(), times.len()))
                 .collect(),
-            unsent: open.unsent,
+            unsent: open.map_or(0, |open| open.calls.unsent),
             outcomes: open
-                .outcomes
-                .iter()
+                .into_iter()
+                .flat_map(|open| open.calls.outcomes.iter())
                 .map(|(outcome, times)| (outcome.to_owned(), Times::new(times)))
                 .collect(),
         }

@@ -41,6 +41,8 @@ const PEOPLE: u64 = 32;
 const MACHINES: u64 = 16;
 const SESSIONS: u64 = 256;
 const SAMPLE: usize = 10_000;
+/// One in so many users of a page is taken.
+const STEP: usize = 10;
 const AUDIENCE: &str = "bench";
 /// Tokens live for minutes, so whatever needs them is made for each operation anew.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -209,11 +211,15 @@ impl Subject {
 
     /// Walks through the whole list.
     async fn walk(&self) -> Result<Sample, Status> {
-        let token = self.operator().await?;
+        let mut token = self.operator().await?;
         let (mut pages, mut users) = (vec![String::new()], Vec::new());
         let (mut page_token, mut walked) = (String::new(), 0_usize);
         let mut stride = 1;
         loop {
+            if walked % 100 == 99 {
+                // A long walk outlives a token.
+                token = self.operator().await?;
+            }
             let message = pb::ListUsersRequest {
                 page_size: 1000,
                 page_token: page_token.clone(),
@@ -224,8 +230,7 @@ impl Subject {
                 UserServiceClient::new(self.channel()).max_decoding_message_size(usize::MAX);
             let response = client.list_users(request).await?.into_inner();
             if walked.is_multiple_of(stride) {
-                let step = (1000 / (SAMPLE / 100)).max(1);
-                users.extend(response.users.into_iter().step_by(step));
+                users.extend(response.users.into_iter().step_by(STEP));
                 pages.push(response.next_page_token.clone());
             }
             walked += 1;
