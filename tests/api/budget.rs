@@ -5,7 +5,10 @@
 use accountd::grpc::pb;
 use pb::lookup_user_request::Key;
 
-use crate::harness::{Engine, Server, grant_request, on_both_engines};
+use crate::{
+    credentials::{redeem, reset_code},
+    harness::{Engine, Server, grant_request, on_both_engines},
+};
 
 /// Statements and transactions.
 type Cost = (u64, u64);
@@ -125,6 +128,21 @@ on_both_engines! {
             operator.sessions().revoke_session(pb::RevokeSessionRequest { name: carol.tokens.session.clone(), ..Default::default() });
             keys().prepare_signing_key(pb::PrepareSigningKeyRequest::default());
         }
+        let prepared = async |name: &str| {
+            let request = pb::PrepareSigningKeyRequest { algorithm: name.to_owned(), ..Default::default() };
+            keys().prepare_signing_key(request).await.expect("prepared").into_inner().name
+        };
+        let (withdrawn, lost) = (prepared("ES256").await, prepared("EdDSA").await);
+        cost_of! {
+            keys().retire_signing_key(pb::RetireSigningKeyRequest { name: withdrawn, ..Default::default() });
+            keys().revoke_signing_key(pb::RevokeSigningKeyRequest { name: lost, reason: "lost".to_owned(), ..Default::default() });
+        }
+        let next = prepared("ES256").await;
+        server.advance_s(315);
+        let operator = server.operator().await;
+        cost_of! {
+            operator.keys().activate_signing_key(pb::ActivateSigningKeyRequest { name: next, ..Default::default() });
+        }
     }
 
     async fn a_password_costs_two_transactions_more(engine: Engine) {
@@ -142,6 +160,13 @@ on_both_engines! {
         };
         let change = async || { alice.actor.credentials().change_password(change.clone()).await.expect("changed"); };
         assert_eq!(server.cost_once(change).await.1, 3, "charged, given back, changed");
+
+        let operator = server.operator().await;
+        let before = server.spent().1;
+        let code = reset_code(&operator, alice.name()).await.expect("a code");
+        let between = server.spent().1;
+        redeem(&anonymous, &code, "a badger in the basement").await.expect("reset");
+        assert_eq!((between - before, server.spent().1 - between), (1, 1), "a code is not guessed");
     }
 
     async fn a_refresh_costs_one_transaction(engine: Engine) {
