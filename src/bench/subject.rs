@@ -1,6 +1,6 @@
 //! The server that is measured, and what is made in it beforehand.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -24,7 +24,8 @@ use crate::{
 /// The server that is measured, and who measures it.
 pub struct Subject {
     channels: Arc<[Channel]>,
-    credentials: Credentials,
+    /// Or why there are none: not everything that is measured needs them.
+    credentials: Result<Credentials, String>,
     /// Part of the names of everything made, so that one run does not meet another's.
     pub run: String,
     sample: OnceCell<Sample>,
@@ -51,10 +52,6 @@ pub type Token = MetadataValue<Ascii>;
 
 impl Subject {
     pub async fn connect(options: &Options) -> Result<Self, String> {
-        let file = &options.credentials;
-        let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-        let text = fs::read_to_string(file).map_err(|error| wrong(&error))?;
-        let credentials = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
         let mut channels = Vec::new();
         for _ in 0..options.connections {
             channels.push(endpoint(options)?.connect().await.map_err(|error| {
@@ -63,7 +60,7 @@ impl Subject {
         }
         Ok(Self {
             channels: channels.into(),
-            credentials,
+            credentials: credentials(&options.credentials),
             run: nonce(),
             sample: OnceCell::new(),
         })
@@ -84,9 +81,11 @@ impl Subject {
 
     /// A fresh token of the operator.
     pub async fn operator(&self) -> Result<Token, Status> {
+        let credentials = self.credentials.as_ref();
+        let credentials = credentials.map_err(|error| Status::unauthenticated(error.clone()))?;
         let request = pb::IssueTokenRequest {
-            client_id: self.credentials.client_id.clone(),
-            client_secret: self.credentials.client_secret.clone(),
+            client_id: credentials.client_id.clone(),
+            client_secret: credentials.client_secret.clone(),
             ..Default::default()
         };
         let set = TokenServiceClient::new(self.channel())
@@ -252,6 +251,12 @@ impl Subject {
             pages: pages.into(),
         })
     }
+}
+
+fn credentials(file: &Path) -> Result<Credentials, String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let text = fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 /// What nobody else has in a name.
