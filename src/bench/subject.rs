@@ -45,7 +45,7 @@ const SAMPLE: usize = 10_000;
 /// One in so many users of a page is taken.
 const STEP: usize = 10;
 const AUDIENCE: &str = "bench";
-/// Tokens live for minutes, so whatever needs them is made for each operation anew.
+/// How long a connection or an answer may take; a busy server answers late.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub type Token = MetadataValue<Ascii>;

@@ -251,9 +251,18 @@ impl Call {
         }
     }
 
-    /// A refusal, unless it is for what the first attempt of the same request has meanwhile done.
+    /// For `mutate!`: a refusal, unless it is for what the first attempt of the same request has
+    /// meanwhile done. Whoever no longer stands has no part in that either.
     pub async fn first_answer_or<A: Answer>(&self, refusal: Error) -> Result<A> {
-        match self.first_answer().await {
+        if self.request.is_none() {
+            return Err(refusal);
+        }
+        let again = async {
+            let mut db = self.db().read().await?;
+            self.require_standing(&mut db).await?;
+            self.replay(&mut db).await
+        };
+        match again.await {
             Ok(Some(answer)) => Ok(answer),
             _ => Err(refusal),
         }

@@ -185,7 +185,8 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
     }
 }
 
-/// Lends the connection, in a transaction, to `first` and to whoever waits by then, and commits for all of them.
+/// Lends the connection, in a transaction, to `first` and to whoever waits by then, and commits for
+/// all of them.
 async fn batch(
     mut connection: Connection,
     first: Caller,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Statements and transactions.
-type Cost = (u64, u64);
+pub type Cost = (u64, u64);
 
 /// What a read may cost: the caller's standing, and the answer.
 const READ: Cost = (2, 0);
@@ -201,7 +201,8 @@ impl Server {
         (after.0 - before.0, after.1 - before.1)
     }
 
-    fn spent(&self) -> Cost {
+    /// Statements and transactions since the start.
+    pub fn spent(&self) -> Cost {
         let metrics = self.running.app.metrics.encode().expect("metrics");
         let value = |name: &str| {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name));

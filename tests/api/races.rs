@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -9,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use accountd::grpc::pb;
+use accountd::{domain::error::Reason, grpc::pb};
 use sqlx::{Connection as _, PgConnection};
 use tokio::{sync::Barrier, task::JoinSet};
 use tonic::Status;
 
 use crate::{
     credentials::{redeem, reset_code},
-    harness::{Actor, Engine, Refusal as _, Server, connect, on_both_engines},
+    harness::{Actor, Engine, Refusal as _, Server, assert_refused, connect, on_both_engines},
 };
 
 const AT_ONCE: usize = 64;
@@ -114,6 +115,51 @@ on_both_engines! {
         });
         let names: BTreeSet<String> = answers.await.into_iter().collect();
         assert_eq!(names.len(), 1);
+    }
+
+    async fn a_retry_of_one_who_is_suspended_meanwhile_gets_no_answer(engine: Engine) {
+        let server = engine.server().await;
+        let (caller, operator) = (server.system_account(&["roles/operator"]).await, server.operator().await);
+        let user = operator.create_user(pb::User::default()).await.expect("created");
+        let request = pb::UpdateUserRequest {
+            user: Some(pb::User { name: user.name, display_name: "Alice".to_owned(), ..Default::default() }),
+            request_id: "018f0000-0000-7000-8000-000000000002".to_owned(),
+            ..Default::default()
+        };
+        caller.users().update_user(request.clone()).await.expect("the first");
+        // The retry has come in, and waits for its transaction, when its caller is suspended.
+        let retry = async |suspend: Pin<&mut dyn Future<Output = ()>>| {
+            let (before, mut users, request) = (server.spent().1, caller.users(), request.clone());
+            let retry = tokio::spawn(async move { users.update_user(request).await });
+            while server.spent().1 == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            suspend.await;
+            retry.await.expect("no panic")
+        };
+        let suspend = "UPDATE system_accounts SET state = 'SUSPENDED'";
+        let outcome = match &server.config.database_url {
+            Some(url) => {
+                let mut other = PgConnection::connect(&url.0).await.expect("a connection");
+                let lock = "BEGIN; LOCK TABLE leases IN ACCESS EXCLUSIVE MODE";
+                sqlx::raw_sql(lock).execute(&mut other).await.expect("the lock");
+                let suspend = async {
+                    sqlx::raw_sql(suspend).execute(&mut other).await.expect("suspended");
+                    sqlx::raw_sql("COMMIT").execute(&mut other).await.expect("free again");
+                };
+                retry(pin!(suspend)).await
+            }
+            None => {
+                let other = rusqlite::Connection::open(server.config.sqlite_file()).expect("a connection");
+                other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
+                let suspend = async {
+                    other.execute_batch(suspend).expect("suspended");
+                    other.execute_batch("COMMIT").expect("free again");
+                };
+                retry(pin!(suspend)).await
+            }
+        };
+        assert_refused(outcome, Reason::TokenRevoked);
     }
 
     async fn of_all_who_update_one_state_each_gets_through_once(engine: Engine) {
