@@ -11,10 +11,7 @@ mod operations;
 mod report;
 mod subject;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -111,9 +108,6 @@ pub async fn run(options: Options, say: impl Fn(&str)) -> Result<(), String> {
     outcome
 }
 
-/// What was prepared that long ago is prepared again: tokens live for five minutes.
-const FRESH: Duration = Duration::from_secs(30);
-
 async fn measure(
     operation: Operation,
     subject: &Subject,
@@ -124,13 +118,9 @@ async fn measure(
     let most = operation.most_in_flight(meter).await?;
     let in_flight = most.min(options.in_flight.into());
     let (mut busy, mut open) = (Vec::new(), Vec::new());
-    let mut load = Load::new(subject.prepare(operation).await?);
-    let mut prepared = Instant::now();
     for _ in 0..options.repeat {
-        if prepared.elapsed() > FRESH {
-            load = Load::new(subject.prepare(operation).await?);
-            prepared = Instant::now();
-        }
+        // Each time anew, since the longest time takes nearly as long as tokens live.
+        let load = Load::new(subject.prepare(operation).await?);
         let mut rate = options.rate.unwrap_or_default();
         if options.rate.is_none() {
             load.saturate(in_flight, WARM_UP).await;

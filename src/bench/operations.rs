@@ -13,7 +13,7 @@ use tonic_types::StatusExt as _;
 use super::{
     load::{Call, OK},
     meter::Meter,
-    subject::{Person, Subject, by, pick},
+    subject::{Person, Subject, by, nonce, pick},
 };
 use crate::grpc::{
     pb::{
@@ -123,7 +123,7 @@ impl Subject {
     }
 
     async fn sign_in(&self) -> Result<Call, Status> {
-        let people: Arc<[Person]> = self.people("s").await?.into();
+        let people: Arc<[Person]> = self.people().await?.into();
         Ok(self.each(move |channel, number| {
             let request = pick(&people, number).sign_in();
             async move {
@@ -203,10 +203,10 @@ impl Subject {
     }
 
     async fn create_user(&self) -> Result<Call, Status> {
-        let (token, run) = (self.operator().await?, self.run.clone());
+        let (token, run) = (self.operator().await?, nonce());
         Ok(self.each(move |channel, number| {
             let user = pb::User {
-                username: format!("bench-{run}-c{number}"),
+                username: format!("bench-{run}-{number}"),
                 ..Default::default()
             };
             let message = pb::CreateUserRequest {

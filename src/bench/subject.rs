@@ -26,8 +26,6 @@ pub struct Subject {
     channels: Arc<[Channel]>,
     /// Or why there are none: not everything that is measured needs them.
     credentials: Result<Credentials, String>,
-    /// Part of the names of everything made, so that one run does not meet another's.
-    pub run: String,
     sample: OnceCell<Sample>,
 }
 
@@ -61,7 +59,6 @@ impl Subject {
         Ok(Self {
             channels: channels.into(),
             credentials: credentials(&options.credentials),
-            run: nonce(),
             sample: OnceCell::new(),
         })
     }
@@ -95,13 +92,13 @@ impl Subject {
     }
 
     /// People who can sign in.
-    pub async fn people(&self, kind: &str) -> Result<Vec<Person>, Status> {
-        let token = self.operator().await?;
+    pub async fn people(&self) -> Result<Vec<Person>, Status> {
+        let (token, run) = (self.operator().await?, nonce());
         let mut people = Vec::new();
         for number in 0..PEOPLE {
             let person = Person {
-                username: format!("bench-{}-{kind}{number}", self.run),
-                password: format!("{} correct horse {}", self.run, number),
+                username: format!("bench-{run}-{number}"),
+                password: format!("{run} correct horse {number}"),
             };
             self.new_user(&token, person.username.clone(), &person.password)
                 .await?;
@@ -112,7 +109,7 @@ impl Subject {
 
     /// Tokens of as many sessions, spread over people.
     pub async fn sessions(&self) -> Result<Vec<pb::TokenSet>, Status> {
-        let people = self.people(&nonce()).await?;
+        let people = self.people().await?;
         let mut sessions = Vec::new();
         for number in 0..SESSIONS {
             let mut client = SessionServiceClient::new(self.channel());
@@ -150,14 +147,14 @@ impl Subject {
 
     /// What system accounts ask their tokens with.
     pub async fn machines(&self) -> Result<Vec<pb::IssueTokenRequest>, Status> {
-        let token = self.operator().await?;
-        let owner = format!("bench-{}-owner", self.run);
+        let (token, run) = (self.operator().await?, nonce());
+        let owner = format!("bench-{run}-owner");
         let owner = self.new_user(&token, owner, "").await?;
         let mut machines = Vec::new();
         for number in 0..MACHINES {
             let account = pb::SystemAccount {
                 kind: pb::system_account::Kind::Service.into(),
-                display_name: format!("bench {} {number}", self.run),
+                display_name: format!("bench {run} {number}"),
                 owner: owner.name.clone(),
                 audiences: vec![AUDIENCE.to_owned()],
                 ..Default::default()
@@ -259,8 +256,8 @@ fn credentials(file: &Path) -> Result<Credentials, String> {
     serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
-/// What nobody else has in a name.
-fn nonce() -> String {
+/// Part of the names of what is made at one time, so that it does not meet what was made before.
+pub fn nonce() -> String {
     let random: &dyn Random = &SystemRandom;
     data_encoding::HEXLOWER.encode(&random.bytes::<4>())
 }

@@ -82,6 +82,47 @@ on_both_engines! {
 }
 
 #[tokio::test]
+async fn what_is_measured_again_does_not_meet_what_was_made_before() {
+    let installation = Installation::new(Engine::Sqlite).await;
+    let process = installation.serve(&[]);
+    let (url, ops) = (
+        format!("http://{}", process.address),
+        format!("http://{}", process.ops_address),
+    );
+    let arguments = [
+        "bench",
+        "sign-in",
+        "issue-token",
+        "create-user",
+        "--url",
+        &url,
+        "--ops-url",
+        &ops,
+        "--seconds",
+        "1",
+        "--in-flight",
+        "2",
+        "--load",
+        "0.2",
+        "--repeat",
+        "2",
+        "--json",
+        "figures.json",
+    ];
+    let (status, _, errors) = installation.run(&arguments);
+    assert!(status.success(), "{errors}");
+    let figures = fs::read_to_string(installation.folder.path().join("figures.json"));
+    let figures: Value = serde_json::from_str(&figures.expect("a file")).expect("JSON");
+    let rows = figures["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let failed = row["failed"].as_object().expect("outcomes");
+        assert!(!failed.contains_key("ALREADY_EXISTS"), "{row}");
+        assert!(row["outcomes"]["OK"]["count"].as_u64() > Some(0), "{row}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_recommended_for_hashing_can_be_configured() {
     let installation = Installation::new(Engine::Sqlite).await;
     let (status, text, errors) = installation.run(&[
