@@ -82,7 +82,9 @@ pub async fn open(
         }
         Target::Postgres(url) => {
             let options = postgres_options(url, settings)?;
-            prepare_postgres(&options).await?;
+            // Building an index may take longer than any call should.
+            let unhurried = options.clone().options([("statement_timeout", "0")]);
+            let connection = prepare_postgres(&unhurried).await?;
             let read_only = options
                 .clone()
                 .options([("default_transaction_read_only", "on")]);
@@ -96,11 +98,9 @@ pub async fn open(
             };
             let db = db(Engine::Postgres {
                 readers: connections(read_only),
-                writers: connections(options.clone()),
+                writers: connections(options),
             });
-            // Building an index may take longer than any call should.
-            let unhurried = options.options([("statement_timeout", "0")]);
-            migrate_postgres(&db, &unhurried, clock, random).await?;
+            migrate_postgres(&db, connection, clock, random).await?;
             Ok(db)
         }
     }
@@ -117,6 +117,9 @@ fn postgres_options(url: &str, settings: &Settings) -> Result<PgConnectOptions, 
         .options([
             // The planner scans a short table as a whole, and then SERIALIZABLE makes strangers conflict.
             ("enable_seqscan", "off".to_owned()),
+            // Compiling takes a tenth of a second, and a plan that cannot do without a scan counts as dear
+            // enough for it; ours run for a millisecond.
+            ("jit", "off".to_owned()),
             ("synchronous_commit", "on".to_owned()),
             ("statement_timeout", timeout_ms.to_string()),
             (
@@ -198,7 +201,7 @@ fn migrate_sqlite(connection: &mut sqlite::Connection) -> Result<(), String> {
 }
 
 /// Asks what is at the other end before anything is sent that only PostgreSQL understands.
-async fn prepare_postgres(options: &PgConnectOptions) -> Result<(), String> {
+async fn prepare_postgres(options: &PgConnectOptions) -> Result<PgConnection, String> {
     let cannot = |error: sqlx::Error| format!("cannot connect to the database: {error}");
     let mut connection = PgConnection::connect_with(options).await.map_err(cannot)?;
     let version: String = scalar("SELECT version()")
@@ -213,7 +216,7 @@ async fn prepare_postgres(options: &PgConnectOptions) -> Result<(), String> {
     if fsync != "on" {
         tracing::warn!("the server runs with fsync off: a power cut can lose what was answered");
     }
-    connection.close().await.map_err(cannot)
+    Ok(connection)
 }
 
 /// Refuses what has not been tried: `version()` of a relative of PostgreSQL says so.
@@ -240,12 +243,11 @@ fn check_version(version: &str) -> Result<(), String> {
 /// Brings the schema up to date, one process at a time.
 async fn migrate_postgres(
     db: &Db,
-    options: &PgConnectOptions,
+    mut connection: PgConnection,
     clock: &dyn Clock,
     random: &Arc<dyn Random>,
 ) -> Result<(), String> {
     let text = |error: sqlx::Error| format!("cannot migrate the database: {error}");
-    let mut connection = PgConnection::connect_with(options).await.map_err(text)?;
     if !is_behind(&mut connection).await {
         return connection.close().await.map_err(text);
     }
