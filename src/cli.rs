@@ -15,7 +15,7 @@ use crate::{
     fill,
     server::Server,
     setup::{self, Environment},
-    telemetry,
+    telemetry::{self, precise},
 };
 
 #[derive(Parser)]
@@ -207,8 +207,7 @@ fn fill(config: &Config, users: u64) -> Result<(), String> {
     let begin = Instant::now();
     runtime()?.block_on(fill::fill(config, users, &environment()))?;
     let time = begin.elapsed().as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "far fewer users than that")]
-    let rate = users as f64 / time;
+    let rate = precise(users) / time;
     print(&format!(
         "{users} users in {time:.1} s, {rate:.0} per second\n"
     ));

@@ -142,15 +142,25 @@ impl Metrics {
     }
 }
 
+/// A count as a number to calculate with.
+#[expect(clippy::cast_precision_loss, reason = "nothing counts so far")]
+pub const fn precise(count: u64) -> f64 {
+    count as f64
+}
+
+/// Processor time that this process has used.
+pub fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// What the kernel counts for this process.
 #[derive(Debug)]
 struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        #[expect(clippy::cast_precision_loss, reason = "a metric is a float")]
-        let used = ConstCounter::new(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9);
+        let used = ConstCounter::new(processor_time().as_secs_f64());
         let help = "Processor time used, in seconds";
         let name = "process_cpu_seconds";
         used.encode(encoder.encode_descriptor(name, help, None, used.metric_type())?)?;
@@ -218,9 +228,7 @@ impl Collector for Collected {
             &self.store.batches,
         )?;
         counter("committed", "Transactions in those", &self.store.batched)?;
-        // Precise enough for months of hashing.
-        #[expect(clippy::cast_precision_loss, reason = "a metric is a float")]
-        let busy_s = self.hasher.busy_us.load(Relaxed) as f64 / 1e6;
+        let busy_s = precise(self.hasher.busy_us.load(Relaxed)) / 1e6;
         let busy = ConstCounter::new(busy_s);
         let help = "Time spent hashing, in seconds";
         busy.encode(encoder.encode_descriptor(

@@ -12,7 +12,7 @@ use std::{
 use accountd::{
     calibrate, config,
     listener::{self, Shared},
-    telemetry::Connections,
+    telemetry::{Connections, precise, processor_time},
 };
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -90,11 +90,6 @@ impl Limits {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nothing counts so far")]
-pub const fn as_f64(count: u64) -> f64 {
-    count as f64
-}
-
 /// Hashes per second at the shipped cost, on all cores that are the server's.
 pub fn argon2(time: Duration) -> f64 {
     let lanes = thread::available_parallelism().map_or(1, usize::from);
@@ -102,22 +97,14 @@ pub fn argon2(time: Duration) -> f64 {
     point.expect("hashes").per_second
 }
 
-/// Processor time that this process has used, in microseconds.
-fn used_us() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    #[expect(clippy::cast_precision_loss, reason = "a run takes minutes")]
-    let used = time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3;
-    used
-}
-
 /// Repeats something for a while: processor time of each.
 fn each_us(time: Duration, mut work: impl FnMut()) -> f64 {
-    let (begin, before, mut count) = (Instant::now(), used_us(), 0);
+    let (begin, before, mut count) = (Instant::now(), processor_time(), 0);
     while begin.elapsed() < time {
         work();
         count += 1;
     }
-    (used_us() - before) / as_f64(count)
+    processor_time().saturating_sub(before).as_secs_f64() * 1e6 / precise(count)
 }
 
 fn sign(time: Duration) -> f64 {
@@ -166,7 +153,7 @@ fn sqlite(server: &Server, time: Duration) -> (f64, f64, f64) {
     (
         read,
         transaction,
-        as_f64(count) / begin.elapsed().as_secs_f64(),
+        precise(count) / begin.elapsed().as_secs_f64(),
     )
 }
 
@@ -218,7 +205,7 @@ impl Work {
 
 /// Processor time of each, and how many in a second.
 async fn sixteen(url: &str, time: Duration, work: Work) -> (f64, f64) {
-    let (mut callers, begin, before) = (JoinSet::new(), Instant::now(), used_us());
+    let (mut callers, begin, before) = (JoinSet::new(), Instant::now(), processor_time());
     for caller in 0..16 {
         let mut connection = PgConnection::connect(url).await.expect("a connection");
         callers.spawn(async move {
@@ -233,9 +220,9 @@ async fn sixteen(url: &str, time: Duration, work: Work) -> (f64, f64) {
         });
     }
     let count: i64 = callers.join_all().await.into_iter().sum();
-    let count = as_f64(u64::try_from(count).unwrap_or_default());
+    let count = precise(u64::try_from(count).unwrap_or_default());
     (
-        (used_us() - before) / count,
+        processor_time().saturating_sub(before).as_secs_f64() * 1e6 / count,
         count / begin.elapsed().as_secs_f64(),
     )
 }
@@ -263,7 +250,7 @@ async fn bare_call(server: &Server, time: Duration) -> f64 {
 pub async fn echo() {
     let arguments: Vec<String> = std::env::args().collect();
     let metrics = || async {
-        let used = used_us() / 1e6;
+        let used = processor_time().as_secs_f64();
         format!("process_cpu_seconds_total {used}\nprocess_resident_memory_bytes 0\n")
     };
     let router = axum::Router::new().route("/metrics", axum::routing::get(metrics));

@@ -18,6 +18,7 @@ mod server;
 
 use std::{fs, path::Path, time::Duration};
 
+use accountd::telemetry::precise;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -207,7 +208,7 @@ fn machine(cores: &Cores) -> String {
         cpu.map_or("an unknown processor", |(_, name)| name.trim()),
         memory.unwrap_or_default() / 1024.0 / 1024.0,
         read("/proc/sys/kernel/osrelease").trim(),
-        limits::as_f64(binary) / 1024.0 / 1024.0,
+        precise(binary) / 1024.0 / 1024.0,
         cores.server,
         cores.others,
     )

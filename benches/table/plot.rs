@@ -1,5 +1,6 @@
 //! Figures as pictures: horizontal bars, one group for each operation, one bar for each engine.
 
+use accountd::telemetry::precise;
 use serde_json::Value;
 
 const WIDTH: f64 = 860.0;
@@ -51,7 +52,7 @@ fn chart(
     text(8.0, 22.0, "start", title);
     let mut bars = Vec::new();
     for (number, engine) in engines.iter().enumerate() {
-        let x = LEFT + crate::limits::as_f64(u64::try_from(number).unwrap_or_default()) * 130.0;
+        let x = LEFT + precise(u64::try_from(number).unwrap_or_default()) * 130.0;
         text(
             x + 18.0,
             42.0,

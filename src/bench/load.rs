@@ -15,6 +15,8 @@ use hdrhistogram::Histogram;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinSet};
 use tokio_util::task::TaskTracker;
 
+use crate::telemetry::precise;
+
 /// What the outcome of a call that succeeded is called.
 pub const OK: &str = "OK";
 
@@ -198,12 +200,6 @@ impl Measured {
     pub fn per_second(&self) -> f64 {
         precise(self.count(OK)) / self.time.as_secs_f64()
     }
-}
-
-/// A count as a number to calculate with.
-#[expect(clippy::cast_precision_loss, reason = "nothing counts so far")]
-pub const fn precise(count: u64) -> f64 {
-    count as f64
 }
 
 #[cfg(test)]

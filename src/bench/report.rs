@@ -6,10 +6,11 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{
-    load::{Measured, OK, precise},
+    load::{Measured, OK},
     meter::Used,
     operations::Operation,
 };
+use crate::telemetry::precise;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
