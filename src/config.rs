@@ -134,8 +134,12 @@ section! {
         max_verified_tokens: usize = 10_000,
         /// Bytes of one request.
         max_message_bytes: usize = 256 * 1024,
-        /// Bytes of all requests that are being received; one network gets a quarter of them.
+        /// Bytes of all requests that are being received; when there are more, the longest of them is
+        /// turned away.
         max_received_bytes: usize = 64 * 1024 * 1024,
+        /// Bytes of all answers of one listener that were not read yet; when there are more, the
+        /// connection with most of them is closed.
+        max_unread_bytes: usize = 128 * 1024 * 1024,
         /// Bytes of the headers of one request.
         max_header_bytes: u32 = 16 * 1024,
         /// Seconds for a TLS handshake.
@@ -144,6 +148,8 @@ section! {
         first_request_timeout_s: u64 = 10,
         /// Seconds for one call, unless its client asks for less.
         request_timeout_s: u64 = 30,
+        /// Seconds after which a connection is closed that reads nothing of what is there for it.
+        unread_timeout_s: u64 = 30,
         /// Seconds between pings on an idle connection.
         keep_alive_interval_s: u64 = 20,
         /// Seconds until an unanswered ping closes the connection.

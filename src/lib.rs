@@ -22,7 +22,8 @@
 //! | [`config`], [`telemetry`] | settings; log and metrics |
 //! | [`jobs`] | what accountd does by itself |
 //! | [`setup`] | what the first start makes |
-//! | [`listener`], [`server`] | the accept loop; everything put together, and its end |
+//! | [`listener`], [`unread`] | the accept loop; what its peers have not read yet |
+//! | [`server`] | everything put together, and its end |
 //! | [`bench`] | how much a server does, as its clients see it |
 //! | [`calibrate`] | how dear a password hash may be on this machine |
 //! | [`fill`] | made-up users by the million, to measure with |
@@ -57,7 +58,7 @@
 //!   [`domain::token::Standing`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`
-//! - what a stranger can cost: [`listener`], [`grpc::body`], [`grpc::layer`], [`hasher`]
+//! - what a stranger can cost: [`listener`], [`grpc::body`], [`unread`], [`grpc::layer`], [`hasher`]
 
 pub mod domain;
 pub mod store;
@@ -77,6 +78,7 @@ pub mod jobs;
 pub mod listener;
 pub mod server;
 pub mod setup;
+pub mod unread;
 
 pub mod bench;
 pub mod calibrate;

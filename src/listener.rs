@@ -35,6 +35,7 @@ use crate::{
     domain::{network, tally::Tally},
     grpc::layer::Peer,
     telemetry::Connections,
+    unread::Unread,
 };
 
 /// What all listeners of a server share.
@@ -44,6 +45,7 @@ pub struct Shared {
     per_network: Mutex<Tally<IpNet>>,
     tls: Option<TlsAcceptor>,
     metrics: Connections,
+    unread: Arc<Unread>,
 }
 
 impl Shared {
@@ -54,6 +56,10 @@ impl Shared {
             per_network: Mutex::default(),
             tls,
             metrics,
+            unread: Unread::new(
+                limits.max_unread_bytes,
+                Duration::from_secs(limits.unread_timeout_s),
+            ),
         })
     }
 
@@ -105,9 +111,14 @@ pub async fn serve(
 ) {
     let http = Arc::new(http(&shared.limits));
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+    let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            _ = second.tick() => {
+                shared.unread.cut_those_who_do_not_read();
+                continue;
+            }
             () = stop.cancelled() => break,
         };
         let Ok((stream, address)) = accepted else {
@@ -179,11 +190,15 @@ impl Connection {
         let limits = &shared.limits;
         let spoke = Arc::new(AtomicBool::new(false));
         let mark = Arc::clone(&spoke);
+        let place = shared.unread.place();
+        let reader = Arc::clone(&place.reader);
         let service = router.map_request(move |mut request: Request<hyper::body::Incoming>| {
             mark.store(true, Relaxed);
             request.extensions_mut().insert(peer);
             request.map(Body::new)
         });
+        let service =
+            service.map_response(move |response| response.map(|body| reader.answer(body)));
         let service = TowerToHyperService::new(service);
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut first = pin!(sleep(Duration::from_secs(limits.first_request_timeout_s)));
@@ -208,6 +223,10 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = &mut cut => return,
+                () = place.reader.cut.cancelled() => {
+                    shared.metrics.cut.inc();
+                    return;
+                }
                 () = stop.cancelled(), if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();

@@ -54,6 +54,8 @@ pub struct Connections {
     pub open: Gauge<i64, AtomicI64>,
     /// Above a limit.
     pub refused: Counter,
+    /// Those that did not read what they asked for.
+    pub cut: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,9 +102,11 @@ impl Metrics {
         let help = "Time from a whole request to its answer";
         registry.register("rpc_seconds", help, metrics.rpc_seconds.clone());
         registry.register("calls", "Calls in progress", metrics.calls.clone());
-        let Connections { open, refused } = metrics.connections.clone();
+        let Connections { open, refused, cut } = metrics.connections.clone();
         registry.register("connections", "Open connections", open);
         registry.register("connections_refused", "Connections above a limit", refused);
+        let help = "Connections closed because their answers were not read";
+        registry.register("connections_cut", help, cut);
         registry.register("passwords", "Passwords checked", metrics.passwords.clone());
         registry.register(
             "throttled",

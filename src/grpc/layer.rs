@@ -82,8 +82,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
     }
     let mut memory = None;
     if !is_stream {
-        let from = peer.map(|peer| peer.address);
-        (request, memory) = match whole(&guard.app, request, from, patience).await {
+        (request, memory) = match whole(&guard.app, request, patience).await {
             Ok((request, received)) => (request, Some(received)),
             Err(status) => return answer(&status),
         };
@@ -141,7 +140,6 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
 async fn whole(
     app: &App,
     request: Request,
-    from: Option<IpAddr>,
     patience: Duration,
 ) -> Result<(Request, Received), Status> {
     let limit = Limit {
@@ -149,7 +147,7 @@ async fn whole(
         time: patience,
     };
     let (head, body) = request.into_parts();
-    let received = app.intake.receive(body, from, limit).await?;
+    let received = app.intake.receive(body, limit).await?;
     let body = Body::from(received.bytes.clone());
     Ok((Request::from_parts(head, body), received))
 }

@@ -22,7 +22,6 @@ use crate::{
     app::App,
     grpc::{
         body::{Intake, Limit, Received},
-        layer::Peer,
         status::{self, JsonError},
     },
 };
@@ -130,7 +129,7 @@ impl Gateway {
         parts: &Parts,
         body: Body,
     ) -> Outcome {
-        let received = self.receive(body, parts, self.limit).await?;
+        let received = self.receive(body, self.limit).await?;
         let body = &received.bytes;
         // Other types can be sent by any web page without asking first, so they are not taken for JSON.
         if !body.is_empty() && !super::is_of_type(&parts.headers, "application/json") {
@@ -149,16 +148,8 @@ impl Gateway {
     }
 
     /// The body of a request, for endpoints that are not RPCs too.
-    pub(super) async fn receive(
-        &self,
-        body: Body,
-        parts: &Parts,
-        limit: Limit,
-    ) -> Result<Received, JsonError> {
-        let peer: Option<&Peer> = parts.extensions.get();
-        let received = self
-            .intake
-            .receive(body, peer.map(|peer| peer.address), limit);
+    pub(super) async fn receive(&self, body: Body, limit: Limit) -> Result<Received, JsonError> {
+        let received = self.intake.receive(body, limit);
         received.await.map_err(|status| status::to_json(&status))
     }
 

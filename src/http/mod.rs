@@ -24,6 +24,7 @@ use tower_http::cors::CorsLayer;
 
 use crate::{app::App, grpc::body::Limit};
 use gateway::Gateway;
+use well_known::Document;
 
 /// What the HTTP handlers share.
 struct Web {
@@ -32,7 +33,8 @@ struct Web {
     /// The gRPC services, and the same behind gRPC-Web.
     grpc: Router,
     translated: Router,
-    openapi: String,
+    metadata: Document,
+    openapi: Document,
 }
 
 /// Everything on the port: `grpc` and, translated, `grpc_web`, with HTTP around them.
@@ -47,7 +49,8 @@ pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router
         gateway: Gateway::new(app, &pool, grpc.clone(), limit),
         grpc,
         translated: grpc_web,
-        openapi: openapi::document(&pool, &app.issuer),
+        metadata: well_known::metadata_of(&app.issuer),
+        openapi: openapi::document(&pool, &app.issuer).into(),
     });
     let router = Router::new()
         .route("/.well-known/jwks.json", routing::get(well_known::jwks))

@@ -71,11 +71,7 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
         bytes: MAX_FORM,
         time: web.app.config.request_timeout(),
     };
-    let received = web
-        .gateway
-        .receive(body, parts, limit)
-        .await
-        .map_err(refused)?;
+    let received = web.gateway.receive(body, limit).await.map_err(refused)?;
     let form = Form::read(&parts.headers, &received.bytes)?;
     match form.get("grant_type")? {
         Some("client_credentials") => {}

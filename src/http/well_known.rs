@@ -6,6 +6,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 
@@ -17,18 +18,35 @@ pub(super) async fn jwks(State(web): State<Arc<Web>>, headers: HeaderMap) -> Res
     let keyring = web.app.keyring.load();
     let jwks = keyring.jwks();
     let max_age_s = web.app.config.tokens.jwks_max_age_s;
+    let document = Bytes::copy_from_slice(jwks.json.as_bytes());
     cached(
         &headers,
         "application/jwk-set+json",
-        &jwks.json,
+        &document,
         &jwks.etag,
         max_age_s,
     )
 }
 
-/// Metadata of the authorization server (RFC 8414), also where OpenID Connect looks for it.
-pub(super) async fn metadata(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
-    let issuer = &web.app.issuer;
+/// A document that does not change while the server runs.
+pub(super) struct Document {
+    bytes: Bytes,
+    etag: String,
+}
+
+impl From<String> for Document {
+    fn from(text: String) -> Self {
+        let digest = crate::domain::secret::sha256(text.as_bytes());
+        let tag = data_encoding::BASE64URL_NOPAD.encode(&digest[..12]);
+        Self {
+            bytes: text.into(),
+            etag: format!("\"{tag}\""),
+        }
+    }
+}
+
+/// What [`metadata`] answers.
+pub(super) fn metadata_of(issuer: &str) -> Document {
     let algorithms: Vec<&str> = Algorithm::ALL
         .iter()
         .map(|algorithm| algorithm.name())
@@ -44,33 +62,19 @@ pub(super) async fn metadata(State(web): State<Arc<Web>>, headers: HeaderMap) ->
         "id_token_signing_alg_values_supported": algorithms,
         "service_documentation": format!("{issuer}/openapi.json"),
     });
-    let document = document.to_string();
-    let etag = etag(&document);
-    cached(
-        &headers,
-        "application/json",
-        &document,
-        &etag,
-        web.app.config.tokens.jwks_max_age_s,
-    )
+    document.to_string().into()
+}
+
+/// Metadata of the authorization server (RFC 8414), also where OpenID Connect looks for it.
+pub(super) async fn metadata(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
+    let Document { bytes, etag } = &web.metadata;
+    let max_age_s = web.app.config.tokens.jwks_max_age_s;
+    cached(&headers, "application/json", bytes, etag, max_age_s)
 }
 
 pub(super) async fn openapi(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
-    cached(
-        &headers,
-        "application/json",
-        &web.openapi,
-        &etag(&web.openapi),
-        300,
-    )
-}
-
-fn etag(document: &str) -> String {
-    let digest = crate::domain::secret::sha256(document.as_bytes());
-    format!(
-        "\"{}\"",
-        data_encoding::BASE64URL_NOPAD.encode(&digest[..12])
-    )
+    let Document { bytes, etag } = &web.openapi;
+    cached(&headers, "application/json", bytes, etag, 300)
 }
 
 /// A document that may be kept for a while, or the word that it has not changed (RFC 9110
@@ -78,7 +82,7 @@ fn etag(document: &str) -> String {
 fn cached(
     headers: &HeaderMap,
     kind: &'static str,
-    document: &str,
+    document: &Bytes,
     etag: &str,
     max_age_s: i64,
 ) -> Response {
@@ -102,6 +106,6 @@ fn cached(
     if is_known {
         (StatusCode::NOT_MODIFIED, head).into_response()
     } else {
-        (head, document.to_owned()).into_response()
+        (head, document.clone()).into_response()
     }
 }

@@ -31,7 +31,13 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// The setting that no stream has room for an answer (RFC 9113 section 6.5.2).
+const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+/// `:method` in the static table (RFC 7541 appendix A).
+const GET: u8 = 0x82;
+const POST: u8 = 0x83;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_are_reset_at_once_cut_their_connection() {
@@ -94,9 +100,56 @@ async fn settings_that_want_an_answer_each_are_not_hoarded() {
     .await;
 }
 
+/// Asks for the longest document there is, as often as one may at once, and lets nothing of it come.
+async fn read_nothing(mut peer: TcpStream) {
+    let mut asked = frame(SETTINGS, 0, 0, &NO_WINDOW);
+    for stream in (1..256).step_by(2) {
+        let end = END_HEADERS | END_STREAM;
+        asked.extend(frame(HEADERS, end, stream, &document_headers()));
+    }
+    if peer.write_all(&asked).await.is_ok() {
+        read_to_the_end(&mut peer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_cut_their_connection_when_they_are_too_many() {
+    let limit = (MIB * 8).to_string();
+    let settings = [("ACCOUNTD_LIMITS__MAX_UNREAD_BYTES", limit.as_str())];
+    let cut = attack_with(&settings, read_nothing);
+    assert!(
+        cut.await > ATTACKERS,
+        "each of them is cut, and comes again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_cut_their_connection_in_time() {
+    let settings = [("ACCOUNTD_LIMITS__UNREAD_TIMEOUT_S", "1")];
+    let cut = attack_with(&settings, read_nothing);
+    assert!(cut.await >= ATTACKERS, "each of them is cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_on_which_nothing_comes_is_nobodys_fault() {
+    let settings = [("ACCOUNTD_LIMITS__UNREAD_TIMEOUT_S", "1")];
+    let server = Server::start(&settings).await;
+    let mut peer = connect(server.process.address, 1).await;
+    let reflection = headers_of(
+        POST,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    );
+    let opening = frame(HEADERS, END_HEADERS, 1, &reflection);
+    peer.write_all(&opening).await.expect("a call");
+    tokio::select! {
+        () = read_to_the_end(&mut peer) => panic!("cut"),
+        () = server.bystander_goes_on() => {}
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_peers_hold_nobody_up() {
-    let server = Server::start().await;
+    let server = Server::start(&[]).await;
     let mut peers = JoinSet::new();
     for _ in 0..200 {
         let address = server.process.address;
@@ -119,7 +172,7 @@ async fn slow_peers_hold_nobody_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_idle_connections_hold_nobody_up() {
     allow_files();
-    let server = Server::start().await;
+    let server = Server::start(&[]).await;
     let mut idle = Vec::new();
     // As many as there may be: all but a few, and from one address no more than a tenth of them.
     for number in 0..9_950_u32 {
@@ -147,9 +200,9 @@ struct Server {
 }
 
 impl Server {
-    async fn start() -> Self {
+    async fn start(settings: &[(&str, &str)]) -> Self {
         let installation = Installation::new(Engine::Sqlite).await;
-        let process = installation.serve(&[]);
+        let process = installation.serve(settings);
         let bystander = installation.bootstrap(&process).await;
         bystander
             .create_user(accountd::grpc::pb::User::default())
@@ -217,7 +270,17 @@ async fn attack<F>(abuse: impl Fn(TcpStream) -> F + Clone + Send + Sync + 'stati
 where
     F: Future<Output = ()> + Send,
 {
-    let server = Server::start().await;
+    attack_with(&[], abuse).await
+}
+
+async fn attack_with<F>(
+    settings: &[(&str, &str)],
+    abuse: impl Fn(TcpStream) -> F + Clone + Send + Sync + 'static,
+) -> usize
+where
+    F: Future<Output = ()> + Send,
+{
+    let server = Server::start(settings).await;
     let (ended, stop) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(AtomicBool::new(false)),
@@ -262,12 +325,26 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The header block (RFC 7541) of a gRPC call that anybody may make.
+async fn read_to_the_end(peer: &mut TcpStream) {
+    let mut bytes = vec![0; 64 * 1024];
+    while matches!(peer.read(&mut bytes).await, Ok(length) if length > 0) {}
+}
+
+/// The header block of a gRPC call that anybody may make.
 fn call_headers() -> Vec<u8> {
-    // :method POST, :scheme http; then literals with an indexed name: :path, :authority, content-type.
-    let mut block = vec![0x83, 0x86];
+    headers_of(POST, "/accountd.v1.TokenService/IssueToken")
+}
+
+fn document_headers() -> Vec<u8> {
+    headers_of(GET, "/openapi.json")
+}
+
+/// A header block (RFC 7541).
+fn headers_of(method: u8, path: &str) -> Vec<u8> {
+    // :method, :scheme http; then literals with an indexed name: :path, :authority, content-type.
+    let mut block = vec![method, 0x86];
     let literals: [(&[u8], &str); 3] = [
-        (&[0x04], "/accountd.v1.TokenService/IssueToken"),
+        (&[0x04], path),
         (&[0x01], "x"),
         (&[0x0f, 0x10], "application/grpc"),
     ];
