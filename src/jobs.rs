@@ -4,7 +4,7 @@
 //! Invariant: nothing is decided here. An expired account or a suspension that is over needs no job
 //! to take effect; the sweeper only tidies up behind the rules.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 /// The sweeper's lease, and how long it lasts.
 const SWEEPER: &str = "sweeper";
 const LEASE_S: i64 = 300;
+/// A process whose clock is slow must still find what one whose clock is fast might forget, and so
+/// must one whose clock was wrong for a while.
+const CLOCKS_APART_S: i64 = 24 * 3600;
 /// Rows in one transaction of the sweeper, and transactions of one kind in one sweep.
 const BATCH: i64 = 500;
 const MAX_BATCHES: usize = 200;
@@ -122,19 +125,32 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         .throttle
         .account_forget_s
         .max(app.config.throttle.network_forget_s);
-    forget(&call, Table::Throttles, ago(throttles_s)).await?;
-    forget(&call, Table::Requests, ago(retention.requests_s)).await?;
-    forget(&call, Table::RevokedTokens, now).await?;
-    forget(&call, Table::PasswordResets, now).await?;
-    forget(&call, Table::Sessions, ago(retention.ended_sessions_s)).await?;
-    forget(&call, Table::Grants, ago(retention.ended_grants_s)).await?;
-    forget(&call, Table::Events, ago(retention.events_s)).await?;
-    end_suspensions(app).await?;
-    purge(app).await
+    let old = [
+        (Table::Throttles, ago(throttles_s)),
+        (Table::Requests, ago(retention.requests_s)),
+        (Table::RevokedTokens, ago(CLOCKS_APART_S)),
+        (Table::PasswordResets, now),
+        (Table::Sessions, ago(retention.ended_sessions_s)),
+        (Table::Grants, ago(retention.ended_grants_s)),
+        (Table::Events, ago(retention.events_s)),
+    ];
+    for (table, before) in old {
+        noted(table, forget(&call, table, before).await);
+    }
+    noted("suspensions", end_suspensions(app).await);
+    noted("deleted accounts", purge(app).await);
+    Ok(())
+}
+
+/// One thing that cannot be swept away keeps nothing else.
+fn noted(what: impl Debug, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(?what, %error, "cannot sweep");
+    }
 }
 
 /// What is forgotten by age.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Table {
     Throttles,
     Requests,
@@ -207,20 +223,35 @@ async fn purge(app: &Arc<App>) -> Result<()> {
     let call = Call::system(app, "user.purged");
     let due = users::due_for_purge(&mut call.db().read().await?, call.now, BATCH).await?;
     for id in due {
-        transact!(call.db(), |tx| {
-            if users::purge(tx, id, call.now).await? {
-                events::append(tx, &call.event().about_account(id)).await?;
-            }
-        })?;
+        noted(id, purge_user(&call, id).await);
     }
     let call = Call::system(app, "system_account.purged");
     let due = system_accounts::due_for_purge(&mut call.db().read().await?, call.now, BATCH).await?;
     for id in due {
-        transact!(call.db(), |tx| {
+        let purged = transact!(call.db(), |tx| {
             if system_accounts::purge(tx, id, call.now).await? {
                 events::append(tx, &call.event().about_account(id)).await?;
             }
-        })?;
+        });
+        noted(id, purged);
     }
+    Ok(())
+}
+
+/// The sessions first, of which there may be very many.
+async fn purge_user(call: &Call, id: UserId) -> Result<()> {
+    for _ in 0..MAX_BATCHES {
+        let gone = transact!(call.db(), |tx| {
+            sessions::purge(tx, id, call.now, BATCH).await?
+        })?;
+        if gone < BATCH.unsigned_abs() {
+            return transact!(call.db(), |tx| {
+                if users::purge(tx, id, call.now).await? {
+                    events::append(tx, &call.event().about_account(id)).await?;
+                }
+            });
+        }
+    }
+    // The rest is for the next sweep.
     Ok(())
 }

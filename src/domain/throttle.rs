@@ -87,7 +87,9 @@ impl Rule {
         } else {
             counter
         };
-        if now < counter.next_time {
+        // Written by a clock that was wrong, which must keep out nobody until it is right.
+        let is_of_the_future = counter.last_time > now.plus_s(self.max_delay_s);
+        if now < counter.next_time && !is_of_the_future {
             return Err(counter.next_time.after(now));
         }
         let failures = counter.failures.saturating_add(1);
@@ -235,6 +237,21 @@ mod tests {
     fn attempts_that_overlap_do_not_hold_each_other_up() {
         let late = RULE.charge(Counter::NONE, NOW.plus_s(1)).expect("free");
         assert!(RULE.charge(late, NOW).is_ok(), "began earlier, came later");
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_keeps_nobody_out() {
+        let (mut counter, year) = (Counter::NONE, 365 * 24 * 3600);
+        for _ in 0..4 {
+            let then = counter.next_time.max(NOW.plus_s(year));
+            counter = RULE.charge(counter, then).expect("waited");
+        }
+        let counter = RULE.charge(counter, NOW).expect("a year early");
+        assert_eq!((counter.failures, counter.last_time), (5, NOW));
+        assert!(
+            RULE.charge(counter, NOW).is_err(),
+            "counted by the right clock"
+        );
     }
 
     #[test]

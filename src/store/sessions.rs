@@ -117,21 +117,30 @@ pub async fn list(
     after: Option<&Cursor>,
     limit: i64,
 ) -> Result<Vec<Session>> {
-    let sql = sql!(
-        "SELECT ",
-        columns!(),
-        " FROM sessions s
-          WHERE s.user_id = $1 AND s.id < $2
-            AND ($3 OR (s.end_time IS NULL AND s.idle_expire_time > $4 AND s.expire_time > $4))
-            AND (s.credential_id = $5 OR $5 IS NULL)
-          ORDER BY s.id DESC LIMIT $6"
-    )
-    .bind(query.user)
-    .bind(after.map_or(Uuid::max(), |cursor| cursor.0))
-    .bind(query.show_ended)
-    .bind(now)
-    .bind(query.credential)
-    .bind(limit);
+    let sql = if query.show_ended {
+        sql!(
+            "SELECT ",
+            columns!(),
+            " FROM sessions s
+              WHERE s.user_id = $1 AND s.id < $2 AND (s.credential_id = $3 OR $3 IS NULL)
+              ORDER BY s.id DESC LIMIT $4"
+        )
+    } else {
+        sql!(
+            "SELECT ",
+            columns!(),
+            " FROM sessions s
+              WHERE s.user_id = $1 AND s.id < $2 AND (s.credential_id = $3 OR $3 IS NULL)
+                AND s.end_time IS NULL AND s.idle_expire_time > $5 AND s.expire_time > $5
+              ORDER BY s.id DESC LIMIT $4"
+        )
+    };
+    let sql = sql
+        .bind(query.user)
+        .bind(after.map_or(Uuid::max(), |cursor| cursor.0))
+        .bind(query.credential)
+        .bind(limit);
+    let sql = if query.show_ended { sql } else { sql.bind(now) };
     db.page(sql, session).await
 }
 
@@ -247,6 +256,16 @@ pub async fn end_all(
     .bind(which.up_to);
     let ended = db.execute(sql).await?;
     Ok(i32::try_from(ended).unwrap_or(i32::MAX))
+}
+
+/// Removes up to `limit` sessions of a user who is due to be removed.
+pub async fn purge(db: &mut Write, user: UserId, now: Timestamp, limit: i64) -> Result<u64> {
+    let sql = sql!(
+        "DELETE FROM sessions WHERE (user_id, id) IN (
+            SELECT s.user_id, s.id FROM sessions s JOIN users u ON u.id = s.user_id
+            WHERE s.user_id = $1 AND u.purge_time <= $2 LIMIT $3)"
+    );
+    db.sweep(sql.bind(user).bind(now).bind(limit)).await
 }
 
 /// Forgets sessions that were over before `before`.
