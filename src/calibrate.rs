@@ -124,13 +124,21 @@ const fn least_iterations(memory_mib: u32) -> u32 {
     if memory_mib < 46 { 2 } else { 1 }
 }
 
-/// Half of the memory that is free; all there could be where nobody can tell.
+/// Half of the memory that is free, for the machine and for the container; all there could be where
+/// nobody can tell.
 fn room_kib() -> u64 {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free = memory.lines().find_map(|line| {
         let free = line.strip_prefix("MemAvailable:")?;
         free.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     });
+    let bytes = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    let of_container = bytes("memory.max").zip(bytes("memory.current"));
+    let of_container = of_container.map(|(max, used)| max.saturating_sub(used) / 1024);
+    let free = [free, of_container].into_iter().flatten().min();
     free.map_or(u64::MAX, |free| free / 2)
 }
 

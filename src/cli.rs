@@ -63,6 +63,9 @@ enum AdminCommand {
         /// How many users to add.
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
         users: u64,
+        /// Add to the users that there are already.
+        #[arg(long)]
+        add: bool,
         #[command(flatten)]
         flags: Flags,
     },
@@ -154,8 +157,10 @@ pub fn run() -> ExitCode {
             command: AdminCommand::Recover(flags),
         } => flags.load().and_then(|loaded| recover(&loaded.config)),
         Command::Admin {
-            command: AdminCommand::Fill { users, flags },
-        } => flags.load().and_then(|loaded| fill(&loaded.config, users)),
+            command: AdminCommand::Fill { users, add, flags },
+        } => flags
+            .load()
+            .and_then(|loaded| fill(&loaded.config, users, add)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -203,9 +208,9 @@ fn recover(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-fn fill(config: &Config, users: u64) -> Result<(), String> {
+fn fill(config: &Config, users: u64, add: bool) -> Result<(), String> {
     let begin = Instant::now();
-    runtime()?.block_on(fill::fill(config, users, &environment()))?;
+    runtime()?.block_on(fill::fill(config, users, add, &environment()))?;
     let time = begin.elapsed().as_secs_f64();
     let rate = precise(users) / time;
     print(&format!(

@@ -27,7 +27,7 @@ use crate::{
     setup::{self, Environment, Store},
     store::{
         credentials::{self, Kept},
-        db::{Attempts, Isolation},
+        db::{Attempts, Db, Isolation},
         events, transact, users,
     },
 };
@@ -69,14 +69,21 @@ const BATCH: u64 = 1000;
 const WRITERS: usize = 4;
 const THREE_YEARS_S: i64 = 3 * 365 * 24 * 3600;
 
-/// Adds users; an error is a sentence for the operator.
+/// Adds users, to those that there are only if `add`; an error is a sentence for the operator.
 pub async fn fill(
     config: &Config,
     count: u64,
+    add: bool,
     env: &Environment,
 ) -> std::result::Result<(), String> {
     let _lock = setup::take_folder(config).await?;
     let Store { db, keys } = setup::open_store(config, env).await?;
+    if !add && has_users(&db).await.map_err(|error| error.to_string())? {
+        return Err(
+            "there are users already, and made-up ones are never removed; --add adds to them"
+                .to_owned(),
+        );
+    }
     let hash = unknown_password(config, &*keys.pepper, &*env.random)?;
     let made = Arc::new(Making {
         run: env.random.bytes(),
@@ -116,6 +123,10 @@ pub async fn fill(
     }
     db.close().await;
     Ok(())
+}
+
+async fn has_users(db: &Db) -> Result<bool> {
+    Ok(users::has_any(&mut db.read().await?).await?)
 }
 
 fn unknown_password(

@@ -98,7 +98,7 @@ impl Subject {
         for number in 0..PEOPLE {
             let person = Person {
                 username: format!("bench-{run}-{number}"),
-                password: format!("{run} correct horse {number}"),
+                password: password(),
             };
             self.new_user(&token, person.username.clone(), &person.password)
                 .await?;
@@ -260,6 +260,12 @@ fn credentials(file: &Path) -> Result<Credentials, String> {
 pub fn nonce() -> String {
     let random: &dyn Random = &SystemRandom;
     data_encoding::HEXLOWER.encode(&random.bytes::<4>())
+}
+
+/// Nobody else can know it, though the accounts stay.
+fn password() -> String {
+    let random: &dyn Random = &SystemRandom;
+    data_encoding::HEXLOWER.encode(&random.bytes::<16>())
 }
 
 fn keep_every_second<T>(list: &mut Vec<T>) {

@@ -386,7 +386,8 @@ impl Call {
     }
 
     /// For `mutate!`: refuses a caller whose session, credential or account has come to an end since
-    /// the call entered, so that nothing that was under way outlives it.
+    /// the call entered. On PostgreSQL a transaction that has asked already may still commit beside the
+    /// one that ends them, as if it had come first, within the time that a transaction has.
     pub async fn require_standing(&self, db: &mut Read) -> Result<()> {
         let Some(claims) = &self.claims else {
             return Ok(());

@@ -116,7 +116,7 @@ impl pb::key_service_server::KeyService for Keys {
             events::append(tx, &call.event().about(key.name(), None)).await?;
             shown(&key, &call)
         })?;
-        signing::refresh(call.app(), call.db()).await?;
+        reread(&call).await;
         Ok(Response::new(key))
     }
 
@@ -135,7 +135,7 @@ impl pb::key_service_server::KeyService for Keys {
             }
             store(tx, &call, &key, call.event()).await?
         })?;
-        signing::refresh(call.app(), call.db()).await?;
+        reread(&call).await;
         Ok(Response::new(key))
     }
 
@@ -149,7 +149,7 @@ impl pb::key_service_server::KeyService for Keys {
             key.withdraw(call.now)?;
             store(tx, &call, &key, call.event()).await?
         })?;
-        signing::refresh(call.app(), call.db()).await?;
+        reread(&call).await;
         Ok(Response::new(key))
     }
 
@@ -184,8 +184,21 @@ impl pb::key_service_server::KeyService for Keys {
             }
             shown
         })?;
-        signing::refresh(call.app(), call.db()).await?;
+        reread(&call).await;
         Ok(Response::new(key))
+    }
+}
+
+const REREAD_TRIES: usize = 3;
+
+/// Takes up what was changed. The change stands in any case, and the keys are read again every few
+/// seconds, so nothing that goes wrong here is an answer.
+async fn reread(call: &Call) {
+    for _ in 0..REREAD_TRIES {
+        match signing::refresh(call.app(), call.db()).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "cannot read the signing keys after a change"),
+        }
     }
 }
 

@@ -403,6 +403,12 @@ async fn refuse(
 ) -> Result<Error> {
     let charges: Vec<Charge> = network_charge(call, call.address).into_iter().collect();
     let event = refusal(call, event, account, reason);
+    let mut db = call.db().read().await?;
+    match require_patience(&mut db, call, std::slice::from_ref(&charges)).await {
+        Err(throttled @ Error::Exhausted { .. }) => return Ok(throttled),
+        looked => looked?,
+    }
+    drop(db);
     let outcome = transact!(
         attempts(call),
         attempts | tx | {

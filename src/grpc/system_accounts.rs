@@ -187,6 +187,8 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 .lifecycle
                 .require(&[State::Suspended], id, call.now)?;
             account.lifecycle.resume();
+            // One may have been issued while the suspension was on its way.
+            account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?
         })?;
         Ok(Response::new(account))
@@ -226,6 +228,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             let mut account = find_for_change(tx, &call, id, &request.etag).await?;
             account.lifecycle.require(&[State::Deleted], id, call.now)?;
             account.lifecycle.undelete();
+            account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?
         })?;
         Ok(Response::new(account))

@@ -60,9 +60,12 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// What a server of PostgreSQL says that takes no changes: it stands by for another one.
+pub const READ_ONLY: &str = "25006";
+
 /// Timeouts, shutdown and connection exceptions of PostgreSQL.
 fn is_unavailable(code: &str) -> bool {
-    let classes = ["08", "53", "55P03", "57014", "57P", "25P03"];
+    let classes = ["08", "53", "55P03", "57014", "57P", "25P03", READ_ONLY];
     classes.iter().any(|class| code.starts_with(class))
 }
 
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn codes_are_told_apart() {
-        for code in ["08006", "53300", "57P01", "57014", "55P03"] {
+        for code in ["08006", "53300", "57P01", "57014", "55P03", READ_ONLY] {
             assert!(is_unavailable(code), "{code}");
         }
         for code in ["23505", "42601", "22021", ""] {

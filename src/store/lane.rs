@@ -17,12 +17,14 @@ use super::{
     db::Stats,
     error::{Error, Result},
     sql::Sql,
-    sqlite::{Connection, File, lost},
+    sqlite::{self, Connection, File, lost},
 };
 
 /// Most transactions in one COMMIT, and the longest a batch may gather.
 const MAX_BATCH: usize = 128;
 const MAX_GATHER: Duration = Duration::from_millis(20);
+/// Between two looks whether another program has done writing.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 /// Most callers waiting for the connection.
 const MAX_WAITING: usize = 4096;
 
@@ -140,20 +142,12 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
     // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
     let mut singly = 0_usize;
     while let Some(first) = callers.recv().await {
-        let opened = match kept.take() {
-            Some(connection) => Ok(connection),
-            None => file.open(),
-        };
-        let begun = opened.and_then(|mut connection| {
-            connection.run("BEGIN IMMEDIATE")?;
-            Ok(connection)
-        });
-        let connection = match begun {
+        let connection = match begin(&file, kept.take(), &first).await {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::error!(%error, "cannot begin to write");
                 // One that has gone meanwhile needs no answer.
-                let _ = first.send(Err(error.into()));
+                let _ = first.send(Err(error));
                 continue;
             }
         };
@@ -183,6 +177,25 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
             let _ = answer.send(fate.clone());
         }
     }
+}
+
+/// A connection that has begun to write. While another program writes, it is waited for as long as
+/// the caller waits, and without keeping a thread.
+async fn begin(file: &File, kept: Option<Connection>, caller: &Caller) -> Result<Connection> {
+    let mut connection = match kept {
+        Some(connection) => connection,
+        None => {
+            let file = file.clone();
+            sqlite::elsewhere(move || file.open()).await??
+        }
+    };
+    while !connection.begin_to_write()? {
+        if caller.is_closed() {
+            return Err(Error::Unavailable("another program writes".to_owned()));
+        }
+        tokio::time::sleep(BUSY_PAUSE).await;
+    }
+    Ok(connection)
 }
 
 /// Lends the connection, in a transaction, to `first` and to whoever waits by then, and commits for
@@ -257,6 +270,31 @@ mod tests {
         let refused = lane.borrow().await.err().expect("taken");
         assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
         assert!(loan.finish(true).await.expect("commits"));
+        lane.borrow().await.expect("free again");
+    }
+
+    #[tokio::test]
+    async fn another_program_that_writes_is_waited_for_without_keeping_a_thread() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lane = lane(&folder, Duration::from_millis(100));
+        let loan = lane.borrow().await.expect("free");
+        assert!(loan.finish(true).await.expect("commits"));
+        let other = rusqlite::Connection::open(folder.path().join("test.sqlite"));
+        let other = other.expect("the file");
+        other.execute_batch("BEGIN IMMEDIATE").expect("its turn");
+        let waiting = tokio::spawn({
+            let lane = lane.clone();
+            async move { lane.borrow().await }
+        });
+        let mut turns = 0;
+        while !waiting.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            turns += 1;
+        }
+        assert!(turns > 10, "this thread had {turns} turns");
+        let refused = waiting.await.expect("no panic").err().expect("taken");
+        assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+        other.execute_batch("ROLLBACK").expect("done");
         lane.borrow().await.expect("free again");
     }
 

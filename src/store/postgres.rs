@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     db::Isolation,
-    error::{Error, Result},
+    error::{Error, READ_ONLY, Result},
     pool::{Place, Pool},
     sql::Sql,
 };
@@ -142,7 +142,10 @@ impl Session {
             Ok(_) => true,
             Err(sqlx::Error::Database(cause)) => {
                 let cause = cause.try_downcast_ref::<PgDatabaseError>();
-                cause.is_some_and(|cause| cause.severity() == PgSeverity::Error)
+                // A server that has become a standby stays one; the next connection may find its successor.
+                cause.is_some_and(|cause| {
+                    cause.severity() == PgSeverity::Error && cause.code() != READ_ONLY
+                })
             }
             Err(_) => false,
         };

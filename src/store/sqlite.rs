@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{CachedStatement, OpenFlags, config::DbConfig};
+use rusqlite::{CachedStatement, ErrorCode, OpenFlags, config::DbConfig};
 
 use super::{
     error::{Error, Result},
@@ -40,14 +40,15 @@ const STEPS: i32 = 10_000;
 
 impl File {
     /// A connection that writes. It creates the file. Its cache of 32 MiB holds the pages that a large
-    /// transaction changes; with less they are written again and again.
+    /// transaction changes; with less they are written again and again. Its log, which grows with the
+    /// largest transaction, is cut back to 64 MiB.
     pub fn open(&self) -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         self.connect(
             flags,
             // The log is synced at every commit: what was answered survives a power cut.
             "PRAGMA journal_mode = wal; PRAGMA synchronous = full; PRAGMA foreign_keys = on;
-             PRAGMA cache_size = -32768;",
+             PRAGMA cache_size = -32768; PRAGMA journal_size_limit = 67108864;",
         )
     }
 
@@ -146,18 +147,27 @@ impl Connection {
         self.lent_until = None;
     }
 
+    /// Begins to write, unless somebody does who is not us: false, at once.
+    pub fn begin_to_write(&mut self) -> rusqlite::Result<bool> {
+        self.inner.busy_timeout(Duration::ZERO)?;
+        let begun = self.run("BEGIN IMMEDIATE");
+        self.inner.busy_timeout(BUSY_TIMEOUT)?;
+        match begun {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(false),
+            begun => begun.map(|()| true),
+        }
+    }
+
     /// Does something that may take long on a thread that is there for waiting.
     pub async fn elsewhere<T: Send + 'static>(
         mut self,
         work: impl FnOnce(&mut Self) -> T + Send + 'static,
     ) -> Result<(Self, T)> {
-        let span = tracing::Span::current();
-        #[expect(clippy::disallowed_methods, reason = "it waits more than it computes")]
-        let done = tokio::task::spawn_blocking(move || {
-            let outcome = span.in_scope(|| work(&mut self));
+        elsewhere(move || {
+            let outcome = work(&mut self);
             (self, outcome)
-        });
-        done.await.map_err(Error::broken)
+        })
+        .await
     }
 
     fn prepare(&mut self, sql: &Sql) -> Result<CachedStatement<'_>> {
@@ -227,6 +237,14 @@ impl Reader {
         self.0.put(connection);
         rows
     }
+}
+
+/// Does something that may take long on a thread that is there for waiting.
+pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let span = tracing::Span::current();
+    #[expect(clippy::disallowed_methods, reason = "it waits more than it computes")]
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work));
+    done.await.map_err(Error::broken)
 }
 
 /// Whoever had the connection did not bring it back.

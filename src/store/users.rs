@@ -493,6 +493,12 @@ pub async fn due_for_purge(db: &mut Read, now: Timestamp, limit: i64) -> Result<
         .await
 }
 
+pub async fn has_any(db: &mut Read) -> Result<bool> {
+    let sql = sql!("SELECT id FROM users WHERE id > $1 LIMIT 1").bind(Uuid::nil());
+    let first = db.optional(sql, |row| row.get::<UserId>("id")).await?;
+    Ok(first.is_some())
+}
+
 /// Users whose suspension is over.
 pub async fn due_for_resume(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {
     let sql =

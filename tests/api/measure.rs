@@ -16,8 +16,10 @@ on_both_engines! {
         let (status, text, errors) = installation.run(&["admin", "fill", "--users", "2500"]);
         assert!(status.success(), "{errors}");
         assert!(text.starts_with("2500 users in "), "{text}");
-        // A second run adds as many again.
-        assert!(installation.run(&["admin", "fill", "--users", "1"]).0.success());
+        let (status, _, errors) = installation.run(&["admin", "fill", "--users", "1"]);
+        assert!(!status.success() && errors.contains("--add"), "{errors}");
+        // A second run adds, when that is meant.
+        assert!(installation.run(&["admin", "fill", "--users", "1", "--add"]).0.success());
 
         let process = installation.serve(&[]);
         let operator = installation.bootstrap(&process).await;

@@ -106,6 +106,23 @@ on_both_engines! {
         get(&again, "systemAccounts/me").await.expect("a token from after the suspension");
     }
 
+    async fn a_token_issued_while_a_suspension_was_on_its_way_stays_dead(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        server.advance_s(10);
+        let late = server.client(&account.uid, &secret).await;
+        // The suspension entered before that, and took effect after it.
+        server.advance_s(-10);
+        suspend(&operator, &account.name).await.expect("suspended");
+        server.advance_s(20);
+        let request = pb::ResumeSystemAccountRequest { name: account.name.clone(), ..Default::default() };
+        operator.system_accounts().resume_system_account(request).await.expect("resumed");
+        assert_refused(get(&late, "systemAccounts/me").await, Reason::TokenRevoked);
+        let again = server.client(&account.uid, &secret).await;
+        get(&again, "systemAccounts/me").await.expect("a token from after the suspension");
+    }
+
     async fn a_deleted_account_is_out_and_comes_back_with_what_it_had(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;
