@@ -256,6 +256,8 @@ section! {
         requests_s: i64 = 86_400,
         /// Seconds until a session is forgotten, after the end of the longest life it could have had.
         ended_sessions_s: i64 = 2_592_000,
+        /// Seconds until a credential that was replaced and revoked is forgotten.
+        revoked_credentials_s: i64 = 7_776_000,
         /// Seconds until a grant that has expired is forgotten.
         ended_grants_s: i64 = 2_592_000,
     }

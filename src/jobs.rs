@@ -12,16 +12,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::App,
     domain::{
+        credential,
         error::{Error, Result},
-        name::{SystemAccountId, UserId},
+        name::{AccountId, SystemAccountId, UserId},
         signing_key,
         time::Timestamp,
     },
     grpc::call::Call,
     signing,
     store::{
-        db::Write, events, grants, leases, meta, password_resets, requests, sessions,
-        system_accounts, throttles, tokens, transact, users,
+        credentials,
+        db::{Read, Write},
+        events, grants, leases, meta, password_resets, requests, sessions, system_accounts,
+        throttles, tokens, transact, users,
     },
 };
 
@@ -131,6 +134,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::RevokedTokens, ago(CLOCKS_APART_S)),
         (Table::PasswordResets, now),
         (Table::Sessions, ago(retention.ended_sessions_s)),
+        (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
         (Table::Events, ago(retention.events_s)),
     ];
@@ -138,6 +142,8 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         noted(table, forget(&call, table, before).await);
     }
     noted("suspensions", end_suspensions(app).await);
+    noted("replaced credentials", retire_credentials(app).await);
+    noted("expiring credentials", announce_expiry(app).await);
     noted("deleted accounts", purge(app).await);
     Ok(())
 }
@@ -157,6 +163,7 @@ enum Table {
     RevokedTokens,
     PasswordResets,
     Sessions,
+    Credentials,
     Grants,
     Events,
 }
@@ -178,6 +185,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::RevokedTokens => tokens::forget(tx, before, BATCH).await?,
         Table::PasswordResets => password_resets::forget(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
+        Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
@@ -216,6 +224,63 @@ async fn end_suspensions(app: &Arc<App>) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Revokes secrets that were replaced and that nobody uses any more.
+async fn retire_credentials(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "credential.retired");
+    let due = credentials::due_to_retire(&mut call.db().read().await?, call.now, BATCH).await?;
+    for (account, id) in due {
+        transact!(call.db(), |tx| {
+            // Used meanwhile, it stays.
+            if let Some(mut credential) = credentials::find(tx, account, id).await?
+                && credential.retire(call.now)
+            {
+                credentials::update(tx, &credential).await?;
+                let event = call.event().about(credential.name(), Some(account));
+                events::append(tx, &event).await?;
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Tells whoever answers for a credential that it expires soon.
+async fn announce_expiry(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "credential.expiring");
+    for days in credential::EXPIRY_NOTICES_D {
+        let by = call.now.plus_s(days * 24 * 3600);
+        let mut db = call.db().read().await?;
+        let due = credentials::due_for_notice(&mut db, call.now, by, days, BATCH).await?;
+        drop(db);
+        for (account, id) in due {
+            transact!(call.db(), |tx| {
+                if let Some(mut credential) = credentials::find(tx, account, id).await?
+                    && let Some(days) = credential.notify_of_expiry(call.now)
+                {
+                    credentials::announced(tx, account, id, days).await?;
+                    let event = call.event().about(credential.name(), Some(account));
+                    let event = event.detail("days", days);
+                    let event = match owner(tx, account).await? {
+                        Some(owner) => event.detail("owner", owner),
+                        None => event,
+                    };
+                    events::append(tx, &event).await?;
+                }
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The person who answers for an account that is not a person.
+async fn owner(db: &mut Read, account: AccountId) -> Result<Option<UserId>> {
+    Ok(match account {
+        AccountId::User(_) => None,
+        AccountId::System(id) => system_accounts::find(db, id)
+            .await?
+            .and_then(|account| account.owner),
+    })
 }
 
 /// Removes deleted accounts whose time has come.

@@ -8,10 +8,16 @@ use super::{
     time::{self, Timestamp},
 };
 
-/// Most client secrets of one system account.
-pub const MAX_CLIENT_SECRETS: i64 = 20;
+/// Most secrets of one kind that a system account has.
+pub const MAX_SECRETS: i64 = 20;
 /// Most characters of a label.
 pub const MAX_LABEL: usize = 200;
+/// How long a replaced secret has to be left unused before it is revoked, in seconds.
+pub const DEFAULT_OVERLAP_S: i64 = 24 * 3600;
+pub const MAX_OVERLAP_S: i64 = 90 * 24 * 3600;
+/// How many days before it expires whoever answers for a credential is told.
+pub const EXPIRY_NOTICES_D: [i64; 3] = [1, 7, 30];
+const DAY_S: i64 = 24 * 3600;
 /// Use is noted at most this often, in seconds, so that it costs no write per call.
 pub const LAST_USED_GRAIN_S: i64 = 3600;
 
@@ -19,6 +25,7 @@ pub const LAST_USED_GRAIN_S: i64 = 3600;
 pub enum Kind {
     Password,
     ClientSecret,
+    ApiKey,
 }
 
 impl Kind {
@@ -27,14 +34,51 @@ impl Kind {
         match self {
             Self::Password => "password",
             Self::ClientSecret => "client_secret",
+            Self::ApiKey => "api_key",
         }
     }
 
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Password, Self::ClientSecret]
+        [Self::Password, Self::ClientSecret, Self::ApiKey]
             .into_iter()
             .find(|kind| kind.name() == name)
     }
+}
+
+/// Whether a credential is accepted; an expired one is not, whatever its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Active,
+    /// Replaced, and accepted until it has been left unused for a while.
+    Retiring,
+    Revoked,
+}
+
+impl State {
+    const ALL: [Self; 3] = [Self::Active, Self::Retiring, Self::Revoked];
+
+    /// As stored.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Retiring => "RETIRING",
+            Self::Revoked => "REVOKED",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// How a secret that was replaced comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retirement {
+    pub replaced_by: CredentialId,
+    /// How long it has to be left unused, in seconds.
+    pub overlap_s: i64,
+    /// So long after the rotation: not before, and whoever uses it from then on is late.
+    pub retire_time: Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +86,9 @@ pub struct Credential {
     pub id: CredentialId,
     pub account: AccountId,
     pub kind: Kind,
+    pub state: State,
+    pub retirement: Option<Retirement>,
+    pub revoke_time: Option<Timestamp>,
     /// Counts the changes; the etag.
     pub revision: i64,
     pub label: String,
@@ -55,6 +102,8 @@ pub struct Credential {
     /// When the secret itself was last replaced.
     pub change_time: Timestamp,
     pub expire_time: Option<Timestamp>,
+    /// Of [`EXPIRY_NOTICES_D`], the one that was given last.
+    pub expiry_notice_d: Option<i64>,
     pub last_used_time: Option<Timestamp>,
 }
 
@@ -76,6 +125,9 @@ impl Credential {
             id,
             account,
             kind,
+            state: State::Active,
+            retirement: None,
+            revoke_time: None,
             revision: 1,
             label: String::new(),
             hint: String::new(),
@@ -84,6 +136,7 @@ impl Credential {
             create_time: now,
             change_time: now,
             expire_time: None,
+            expiry_notice_d: None,
             last_used_time: None,
         }
     }
@@ -95,6 +148,9 @@ impl Credential {
 
     /// A password has a label and nothing else to edit.
     pub fn edit(&mut self, edit: Edit) -> Result<()> {
+        if self.state == State::Revoked {
+            return Err(self.wrong_state());
+        }
         let is_label = matches!(edit, Edit::Label(_));
         if self.kind == Kind::Password && !is_label {
             return Err(Error::field(
@@ -104,7 +160,10 @@ impl Credential {
         }
         match edit {
             Edit::Label(label) => self.label = label,
-            Edit::ExpireTime(time) => self.expire_time = time,
+            Edit::ExpireTime(time) => {
+                self.expire_time = time;
+                self.expiry_notice_d = None;
+            }
             Edit::ScopeCeiling(scopes) => self.scope_ceiling = scopes,
             Edit::AllowedCidrs(cidrs) => self.allowed_cidrs = cidrs,
         }
@@ -114,6 +173,10 @@ impl Credential {
     /// Makes this, which an account makes for itself, no freer than the credential `by` that it
     /// authenticated with: what is not said is inherited, what is said may only be narrower.
     pub fn confine(&mut self, by: &Self) -> Result<()> {
+        // Whoever has it may be whom the rotation is to keep out.
+        if by.state != State::Active {
+            return Err(by.wrong_state());
+        }
         if self.scope_ceiling.is_empty() {
             self.scope_ceiling.clone_from(&by.scope_ceiling);
         }
@@ -145,16 +208,100 @@ impl Credential {
     }
 
     pub fn is_live(&self, now: Timestamp) -> bool {
-        !time::has_passed(self.expire_time, now)
+        self.state != State::Revoked && !time::has_passed(self.expire_time, now)
     }
-}
 
-/// Whether a use at `now` should be written down, given what is written.
-pub fn use_is_news(last_used_time: Option<Timestamp>, now: Timestamp) -> bool {
-    time::has_passed(
-        Some(last_used_time.map_or(now, |time| time.plus_s(LAST_USED_GRAIN_S))),
-        now,
-    )
+    /// The credential that takes the place of this one, which is given up in the same step.
+    pub fn rotate(&mut self, id: CredentialId, overlap_s: i64, now: Timestamp) -> Result<Self> {
+        if self.state != State::Active || !self.is_live(now) {
+            return Err(self.wrong_state());
+        }
+        let life_s = |end: Timestamp| end.seconds() - self.create_time.seconds();
+        let successor = Self {
+            label: self.label.clone(),
+            scope_ceiling: self.scope_ceiling.clone(),
+            allowed_cidrs: self.allowed_cidrs.clone(),
+            expire_time: self.expire_time.map(|end| now.plus_s(life_s(end))),
+            ..Self::new(id, self.account, self.kind, now)
+        };
+        self.retirement = Some(Retirement {
+            replaced_by: id,
+            overlap_s,
+            retire_time: now.plus_s(overlap_s),
+        });
+        self.revision += 1;
+        if overlap_s == 0 {
+            self.revoke(now);
+        } else {
+            self.state = State::Retiring;
+        }
+        Ok(successor)
+    }
+
+    /// Ends a retirement if the secret has been left unused for long enough.
+    pub fn retire(&mut self, now: Timestamp) -> bool {
+        let Some(Retirement {
+            overlap_s,
+            retire_time,
+            ..
+        }) = self.retirement
+        else {
+            return false;
+        };
+        let unused_since = |time: Timestamp| time.plus_s(overlap_s);
+        let end = self.last_used_time.map(unused_since).max(Some(retire_time));
+        let is_due = self.state == State::Retiring && time::has_passed(end, now);
+        if is_due {
+            self.revision += 1;
+            self.revoke(now);
+        }
+        is_due
+    }
+
+    fn revoke(&mut self, now: Timestamp) {
+        self.state = State::Revoked;
+        self.revoke_time = Some(now);
+    }
+
+    /// Notes that it is time to say that the credential expires, if it is: within how many days.
+    pub fn notify_of_expiry(&mut self, now: Timestamp) -> Option<i64> {
+        let end = self
+            .expire_time
+            .filter(|_| self.state == State::Active && self.is_live(now))?;
+        let days = EXPIRY_NOTICES_D
+            .into_iter()
+            .find(|days| end <= now.plus_s(days * DAY_S))?;
+        if self.expiry_notice_d.is_some_and(|given| given <= days) {
+            return None;
+        }
+        self.expiry_notice_d = Some(days);
+        Some(days)
+    }
+
+    /// Whether a use at `now` should be written down, given what is written. Of one that retires more
+    /// often, where an hour is much of the time that it has.
+    pub fn use_is_news(&self, now: Timestamp) -> bool {
+        let grain_s = self.retirement.map_or(LAST_USED_GRAIN_S, |retirement| {
+            LAST_USED_GRAIN_S.min(retirement.overlap_s / 10)
+        });
+        let next = self.last_used_time.map(|time| time.plus_s(grain_s));
+        time::has_passed(next.or(Some(now)), now)
+    }
+
+    /// Whether a use at `now` comes after the time by which nobody should need it.
+    pub fn is_used_late(&self, now: Timestamp) -> bool {
+        let retire_time = self.retirement.map(|retirement| retirement.retire_time);
+        time::has_passed(retire_time, now)
+    }
+
+    fn wrong_state(&self) -> Error {
+        let text = match self.state {
+            State::Active => "has expired",
+            State::Retiring => "is being replaced",
+            State::Revoked => "is revoked",
+        };
+        Error::precondition(Reason::WrongState, self.name(), text)
+    }
 }
 
 #[cfg(test)]
@@ -169,6 +316,10 @@ mod tests {
     fn secret() -> Credential {
         let account = SystemAccountId(Uuid::nil()).into();
         Credential::new(CredentialId(Uuid::nil()), account, Kind::ClientSecret, NOW)
+    }
+
+    fn id(number: u128) -> CredentialId {
+        CredentialId(Uuid::from_u128(number))
     }
 
     fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -225,8 +376,69 @@ mod tests {
 
     #[test]
     fn use_is_noted_once_an_hour() {
-        assert!(use_is_news(None, NOW));
-        assert!(!use_is_news(Some(NOW.plus_s(-3599)), NOW));
-        assert!(use_is_news(Some(NOW.plus_s(-3600)), NOW));
+        let used = |seconds| Credential {
+            last_used_time: Some(NOW.plus_s(seconds)),
+            ..secret()
+        };
+        assert!(secret().use_is_news(NOW));
+        assert!(!used(-3599).use_is_news(NOW));
+        assert!(used(-3600).use_is_news(NOW));
+    }
+
+    #[test]
+    fn a_replaced_secret_is_good_until_it_has_been_left_alone() {
+        let mut old = secret();
+        old.expire_time = Some(NOW.plus_s(1000));
+        let new = old.rotate(id(2), 60, NOW.plus_s(100)).expect("active");
+        assert_eq!(new.expire_time, Some(NOW.plus_s(1100)), "as long a life");
+        assert_eq!((old.state, new.state), (State::Retiring, State::Active));
+        assert!(old.is_live(NOW.plus_s(160)) && !old.retire(NOW.plus_s(159)));
+        old.last_used_time = Some(NOW.plus_s(150));
+        assert!(!old.is_used_late(NOW.plus_s(159)) && old.is_used_late(NOW.plus_s(160)));
+        assert!(!old.retire(NOW.plus_s(209)), "used a while ago");
+        assert!(
+            old.use_is_news(NOW.plus_s(156)),
+            "more often than once an hour"
+        );
+        assert!(
+            old.rotate(id(3), 60, NOW.plus_s(200)).is_err(),
+            "once is enough"
+        );
+        assert!(secret().confine(&old).is_err(), "it makes nothing new");
+        assert!(old.retire(NOW.plus_s(210)) && !old.retire(NOW.plus_s(211)));
+        assert!(!old.is_live(NOW.plus_s(210)));
+        assert_eq!(old.revoke_time, Some(NOW.plus_s(210)));
+        assert!(old.edit(Edit::Label(String::new())).is_err());
+    }
+
+    #[test]
+    fn its_end_is_announced_thirty_and_seven_days_and_a_day_before() {
+        let mut credential = secret();
+        credential.expire_time = Some(NOW.plus_s(40 * DAY_S));
+        let mut notices = Vec::new();
+        for hour in 0..41 * 24 {
+            let days = credential.notify_of_expiry(NOW.plus_s(hour * 3600));
+            notices.extend(days.map(|days| (hour / 24, days)));
+        }
+        assert_eq!(notices, [(10, 30), (33, 7), (39, 1)]);
+        let later = Some(NOW.plus_s(80 * DAY_S));
+        credential.edit(Edit::ExpireTime(later)).expect("a secret");
+        assert_eq!(credential.notify_of_expiry(NOW.plus_s(75 * DAY_S)), Some(7));
+        let mut short = secret();
+        short.expire_time = Some(NOW.plus_s(3600));
+        assert_eq!(short.notify_of_expiry(NOW), Some(1), "the nearest alone");
+        assert_eq!(secret().notify_of_expiry(NOW), None);
+    }
+
+    #[test]
+    fn without_overlap_the_old_one_ends_at_once() {
+        let mut old = secret();
+        old.rotate(id(2), 0, NOW).expect("active");
+        assert_eq!((old.state, old.is_live(NOW)), (State::Revoked, false));
+        let mut expired = Credential {
+            expire_time: Some(NOW),
+            ..secret()
+        };
+        assert!(expired.rotate(id(2), 60, NOW).is_err());
     }
 }

@@ -17,6 +17,7 @@ pub type Digest = [u8; 32];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     ClientSecret,
+    ApiKey,
     RefreshToken,
     DeviceToken,
     PasswordReset,
@@ -26,6 +27,7 @@ impl Kind {
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::ClientSecret => "adcs",
+            Self::ApiKey => "adak",
             Self::RefreshToken => "adrt",
             Self::DeviceToken => "addt",
             Self::PasswordReset => "adpr",

@@ -41,6 +41,18 @@ pub(super) fn parse_time(time: Option<&PbTimestamp>) -> Result<Option<Timestamp>
     }
 }
 
+/// A length of time that somebody sent, in seconds.
+pub(super) fn parse_seconds(
+    time: Option<&prost_types::Duration>,
+    max_s: i64,
+) -> Result<Option<i64>, String> {
+    let Some(time) = time else { return Ok(None) };
+    if time.nanos == 0 && (0..=max_s).contains(&time.seconds) {
+        return Ok(Some(time.seconds));
+    }
+    Err(format!("must be 0 to {max_s} whole seconds"))
+}
+
 /// The etag of a resource at its `revision`.
 pub(super) fn etag(revision: i64) -> String {
     format!("r{revision}")

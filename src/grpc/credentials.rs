@@ -14,8 +14,11 @@ use crate::{
     app::App,
     domain::{
         access::Proof,
-        account::{self, State},
-        credential::{Credential, Edit, Kind, MAX_CLIENT_SECRETS, MAX_LABEL, WRITABLE},
+        account::{self, State as AccountState},
+        credential::{
+            Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_SECRETS,
+            State, WRITABLE,
+        },
         error::{Error, Fields, Reason, Result},
         filter, identifier,
         name::{AccountId, CredentialId, UserId},
@@ -62,9 +65,12 @@ impl pb::credential_service_server::CredentialService for Credentials {
             Some(Detail::Password(password)) => {
                 create_password(&call, parent, &input, password.value).await?
             }
-            Some(Detail::ClientSecret(_)) => create_client_secret(&call, parent, &input).await?,
+            Some(Detail::ClientSecret(_)) => {
+                create_secret(&call, parent, Kind::ClientSecret, &input).await?
+            }
+            Some(Detail::ApiKey(_)) => create_secret(&call, parent, Kind::ApiKey, &input).await?,
             None => {
-                let text = "must say which kind: `password` or `client_secret`";
+                let text = "must say which kind: `password`, `client_secret` or `api_key`";
                 return Err(Error::field("credential", text).into());
             }
         };
@@ -88,7 +94,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let account = call.account("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
-        let expected = "password or client_secret";
+        let expected = "password, client_secret or api_key";
         let kind = filter::only(&request.filter, "kind", expected, Kind::parse)?;
         let parent = account.to_string();
         let context = call.page_context(&[&parent, &request.filter]);
@@ -144,6 +150,47 @@ impl pb::credential_service_server::CredentialService for Credentials {
             shown(&credential)
         })?;
         Ok(Response::new(credential))
+    }
+
+    async fn rotate_credential(
+        &self,
+        request: Request<pb::RotateCredentialRequest>,
+    ) -> Reply<pb::RotateCredentialResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let (account, id) = call.child("name", &request.name, "credentials")?;
+        let id = CredentialId(id);
+        require_to_manage(&call, account)?;
+        let mut fields = Fields::new();
+        let overlap_s = convert::parse_seconds(request.overlap.as_ref(), MAX_OVERLAP_S);
+        let overlap_s = fields.take("overlap", overlap_s).flatten();
+        fields.finish()?;
+        let overlap_s = overlap_s.unwrap_or(DEFAULT_OVERLAP_S);
+        let body = call.app().random.bytes::<32>();
+        let new_id = CredentialId(call.new_uuid());
+        let response = mutate!(call, |tx| {
+            let mut old = find_for_change(tx, &call, account, id, &request.etag).await?;
+            let kind = secret_kind(old.kind).ok_or_else(|| {
+                let text = "is not a secret that accountd makes";
+                Error::precondition(Reason::CredentialKindNotAllowed, old.name(), text)
+            })?;
+            let mut new = old.rotate(new_id, overlap_s, call.now)?;
+            if let Some(own) = own_credential(tx, &call, account).await? {
+                new.confine(&own)?;
+            }
+            let secret = Secret::new(kind, &body);
+            new.hint = secret.hint();
+            credentials::update(tx, &old).await?;
+            require_room(tx, account, old.kind).await?;
+            credentials::insert(tx, &new, Kept::Digest(&secret.digest())).await?;
+            let event = call.event().about(old.name(), Some(account));
+            let event = event.detail("replaced_by", new.name());
+            events::append(tx, &event.detail("overlap_s", overlap_s)).await?;
+            pb::RotateCredentialResponse {
+                credential: Some(shown(&new)),
+                secret: secret.text(),
+            }
+        })?;
+        Ok(Response::new(without_secret_if_dry(&call, response)))
     }
 
     async fn delete_credential(&self, request: Request<pb::DeleteCredentialRequest>) -> Reply<()> {
@@ -268,7 +315,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 None => return Err(Error::field("name", "or `identifier` is required")),
             };
             user.lifecycle
-                .require(&[State::Active], user.id, call.now)?;
+                .require(&[AccountState::Active], user.id, call.now)?;
             call.require_full_power_over(tx, user.id.into()).await?;
             // One at a time: a lost code is good for nobody once there is another.
             password_resets::delete_all(tx, user.id).await?;
@@ -399,7 +446,7 @@ async fn create_password(
     mutate!(call, |tx| {
         state(tx, parent)
             .await?
-            .require(&[State::Active], parent, call.now)?;
+            .require(&[AccountState::Active], parent, call.now)?;
         credentials::insert(tx, &credential, Kept::Password(&hash)).await?;
         let event = call.event().about(credential.name(), Some(parent));
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
@@ -410,20 +457,23 @@ async fn create_password(
     })
 }
 
-async fn create_client_secret(
+/// A secret of a program, made by us.
+async fn create_secret(
     call: &Call,
     parent: AccountId,
+    kind: Kind,
     input: &pb::Credential,
 ) -> Result<pb::CreateCredentialResponse> {
     let AccountId::System(id) = parent else {
-        return Err(not_allowed(parent, Kind::ClientSecret));
+        return Err(not_allowed(parent, kind));
     };
     let mut fields = Fields::new();
     let edits = edits(&mut fields, &WRITABLE, input, call.now);
     fields.finish()?;
-    let secret = Secret::new(secret::Kind::ClientSecret, &call.app().random.bytes::<32>());
+    let written = secret_kind(kind).ok_or_else(|| not_allowed(parent, kind))?;
+    let secret = Secret::new(written, &call.app().random.bytes::<32>());
     let credential_id = CredentialId(call.new_uuid());
-    let mut credential = Credential::new(credential_id, parent, Kind::ClientSecret, call.now);
+    let mut credential = Credential::new(credential_id, parent, kind, call.now);
     credential.hint = secret.hint();
     for edit in edits {
         credential.edit(edit)?;
@@ -432,20 +482,15 @@ async fn create_client_secret(
         let account = system_accounts::find(tx, id).await?;
         let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
         call.require_power_over(tx, parent).await?;
-        account
-            .lifecycle
-            .require(&[State::Active, State::Suspended], parent, call.now)?;
+        account.lifecycle.require(
+            &[AccountState::Active, AccountState::Suspended],
+            parent,
+            call.now,
+        )?;
         if !account.kind.allows_shared_secret() {
-            return Err(not_allowed(parent, Kind::ClientSecret));
+            return Err(not_allowed(parent, kind));
         }
-        if credentials::count(tx, parent, Kind::ClientSecret).await? >= MAX_CLIENT_SECRETS {
-            let text = format!("has {MAX_CLIENT_SECRETS} client secrets, which is the limit");
-            return Err(Error::precondition(
-                Reason::LimitReached,
-                parent.to_string(),
-                text,
-            ));
-        }
+        require_room(tx, parent, kind).await?;
         let mut credential = credential.clone();
         if let Some(own) = own_credential(tx, call, parent).await? {
             credential.confine(&own)?;
@@ -459,6 +504,30 @@ async fn create_client_secret(
         }
     })?;
     Ok(without_secret_if_dry(call, response))
+}
+
+/// How the secret of a credential of this kind is written, if it is one that we make.
+const fn secret_kind(kind: Kind) -> Option<secret::Kind> {
+    match kind {
+        Kind::ClientSecret => Some(secret::Kind::ClientSecret),
+        Kind::ApiKey => Some(secret::Kind::ApiKey),
+        Kind::Password => None,
+    }
+}
+
+async fn require_room(db: &mut Read, account: AccountId, kind: Kind) -> Result<()> {
+    if credentials::count(db, account, kind).await? < MAX_SECRETS {
+        return Ok(());
+    }
+    let text = format!(
+        "has {MAX_SECRETS} of kind {}, which is the limit",
+        kind.name()
+    );
+    Err(Error::precondition(
+        Reason::LimitReached,
+        account.to_string(),
+        text,
+    ))
 }
 
 /// The credential with which an account that is its own caller has authenticated.
@@ -572,22 +641,30 @@ fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Credential, now: Times
         .collect()
 }
 
-/// A password has none of the limits of a client secret.
+/// A password has none of the limits of a program's secret.
 fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
     for path in WRITABLE
         .iter()
         .filter(|path| **path != "label" && is_set(path, input))
     {
-        fields.refuse(&format!("credential.{path}"), "is for client secrets");
+        fields.refuse(
+            &format!("credential.{path}"),
+            "is for the secrets of programs",
+        );
     }
 }
 
 fn shown(credential: &Credential) -> pb::Credential {
-    use pb::credential::{ClientSecret, Detail, Password, State as PbState};
+    use pb::credential::{ApiKey, ClientSecret, Detail, Password, State as PbState};
     pb::Credential {
         name: credential.name(),
         etag: convert::etag(credential.revision),
-        state: PbState::Active.into(),
+        state: match credential.state {
+            State::Active => PbState::Active,
+            State::Retiring => PbState::Retiring,
+            State::Revoked => PbState::Revoked,
+        }
+        .into(),
         label: credential.label.clone(),
         hint: credential.hint.clone(),
         detail: Some(match credential.kind {
@@ -596,6 +673,7 @@ fn shown(credential: &Credential) -> pb::Credential {
                 change_time: Some(convert::timestamp(credential.change_time)),
             }),
             Kind::ClientSecret => Detail::ClientSecret(ClientSecret {}),
+            Kind::ApiKey => Detail::ApiKey(ApiKey {}),
         }),
         scope_ceiling: credential.scope_ceiling.clone(),
         allowed_cidrs: credential
@@ -606,5 +684,10 @@ fn shown(credential: &Credential) -> pb::Credential {
         create_time: Some(convert::timestamp(credential.create_time)),
         expire_time: convert::some_timestamp(credential.expire_time),
         last_used_time: convert::some_timestamp(credential.last_used_time),
+        retire_time: convert::some_timestamp(credential.retirement.map(|it| it.retire_time)),
+        replaced_by: credential.retirement.map_or_else(String::new, |it| {
+            credential.account.child("credentials", it.replaced_by.0)
+        }),
+        revoke_time: convert::some_timestamp(credential.revoke_time),
     }
 }

@@ -119,12 +119,10 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
     }) = proven
     else {
         app.metrics.password("refused");
-        let event = refusal(
-            call,
-            attempt.refusal_event,
-            account,
-            Reason::InvalidCredentials,
-        );
+        let event = Event {
+            refusal: Some(Reason::InvalidCredentials),
+            ..refusal(call, attempt.refusal_event, account)
+        };
         transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
         return Err(Error::invalid_credentials());
     };
@@ -159,31 +157,56 @@ async fn find_owner(db: &mut Read, whose: Whose<'_>) -> Result<Option<PasswordOw
     })
 }
 
-/// The account and secret of a client, if the secret is good here and now.
-pub(super) async fn client_secret(
+/// What a program shows for itself.
+#[derive(Clone, Copy)]
+pub(super) enum Presented<'a> {
+    ClientSecret { client_id: &'a str, secret: &'a str },
+    ApiKey(&'a str),
+}
+
+/// The account of a program and its secret, if that is good here and now.
+pub(super) async fn of_program(
     call: &Call,
-    client_id: &str,
-    secret: &str,
+    presented: Presented<'_>,
 ) -> Result<(SystemAccount, Credential)> {
-    let id = token::client_id(client_id);
-    let found = match id.zip(Secret::parse(Kind::ClientSecret, secret)) {
-        None => None,
-        Some((id, secret)) => {
-            let mut db = call.db().read().await?;
-            system_accounts::find_by_secret(&mut db, id, &secret.digest()).await?
+    let (id, kind, secret) = match presented {
+        Presented::ClientSecret { client_id, secret } => {
+            let id = token::client_id(client_id);
+            // Whose secret it is has to be said as well.
+            let secret = id.and_then(|_| Secret::parse(Kind::ClientSecret, secret));
+            (id, credential::Kind::ClientSecret, secret)
+        }
+        Presented::ApiKey(key) => {
+            let secret = Secret::parse(Kind::ApiKey, key);
+            (None, credential::Kind::ApiKey, secret)
         }
     };
-    let good = found.filter(|(account, credential)| {
-        account.lifecycle.may_act(call.now)
+    let found = match secret {
+        None => None,
+        Some(secret) => {
+            let mut db = call.db().read().await?;
+            system_accounts::find_by_secret(&mut db, kind, &secret.digest()).await?
+        }
+    };
+    let is_good = |account: &SystemAccount, credential: &Credential| {
+        id.is_none_or(|id| account.id == id)
+            && account.lifecycle.may_act(call.now)
             && credential.is_live(call.now)
             && network::allows(&account.limits.allowed_cidrs, call.address)
             && network::allows(&credential.allowed_cidrs, call.address)
-    });
-    match good {
-        Some(good) => Ok(good),
-        None => {
-            let account = id.map(AccountId::System);
-            Err(refuse(call, "token.refused", account, Reason::InvalidCredentials).await?)
+    };
+    match found {
+        Some((account, credential)) if is_good(&account, &credential) => Ok((account, credential)),
+        found => {
+            let event = refusal(call, "token.refused", id.map(AccountId::System));
+            // Whoever uses one that has come to its end is no stranger.
+            let event = match found {
+                Some((account, credential)) => {
+                    event.about(credential.name(), Some(account.id.into()))
+                }
+                None => event,
+            };
+            Err(refuse(call, event, Reason::InvalidCredentials).await?)
         }
     }
 }
@@ -197,8 +220,8 @@ pub(super) async fn refresh_token(
     match look_up_refresh_token(call, text).await? {
         Some(found) => Ok(found),
         None => {
-            let event = "session.refresh_refused";
-            Err(refuse(call, event, None, Reason::InvalidRefreshToken).await?)
+            let event = refusal(call, "session.refresh_refused", None);
+            Err(refuse(call, event, Reason::InvalidRefreshToken).await?)
         }
     }
 }
@@ -231,13 +254,8 @@ pub(super) async fn reset_code(call: &Call, text: &str) -> Result<(Digest, Passw
             }
         }
     }
-    Err(refuse(
-        call,
-        "credential.password_reset_refused",
-        None,
-        Reason::InvalidCode,
-    )
-    .await?)
+    let event = refusal(call, "credential.password_reset_refused", None);
+    Err(refuse(call, event, Reason::InvalidCode).await?)
 }
 
 /// A new password that will do for this user, ready to be hashed.
@@ -395,14 +413,12 @@ fn attempts(call: &Call) -> Attempts<'_> {
 
 /// For a secret that cannot be guessed and is wrong: counts it for the network, writes it down, and
 /// gives the error to answer with. A network that has sent too many costs nothing more.
-async fn refuse(
-    call: &Call,
-    event: &str,
-    account: Option<AccountId>,
-    reason: Reason,
-) -> Result<Error> {
+async fn refuse(call: &Call, event: Event, reason: Reason) -> Result<Error> {
     let charges: Vec<Charge> = network_charge(call, call.address).into_iter().collect();
-    let event = refusal(call, event, account, reason);
+    let event = Event {
+        refusal: Some(reason),
+        ..event
+    };
     let mut db = call.db().read().await?;
     match require_patience(&mut db, call, std::slice::from_ref(&charges)).await {
         Err(throttled @ Error::Exhausted { .. }) => return Ok(throttled),
@@ -423,11 +439,8 @@ async fn refuse(
     }
 }
 
-fn refusal(call: &Call, kind: &str, account: Option<AccountId>, reason: Reason) -> Event {
-    let event = Event {
-        refusal: Some(reason),
-        ..call.event_of(kind)
-    };
+fn refusal(call: &Call, kind: &str, account: Option<AccountId>) -> Event {
+    let event = call.event_of(kind);
     match account {
         Some(account) => event.about_account(account),
         None => event,

@@ -9,12 +9,12 @@ use super::{
     call::{Call, mutate},
     convert,
     mint::{self, Bearer, Wish},
-    pb, secrets,
+    pb,
+    secrets::{self, Presented},
 };
 use crate::{
     app::App,
     domain::{
-        credential,
         error::{Error, Result},
         name::AccountId,
         secret::Kind,
@@ -38,19 +38,25 @@ impl pb::token_service_server::TokenService for Tokens {
     async fn issue_token(&self, request: Request<pb::IssueTokenRequest>) -> Reply<pb::TokenSet> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let wish = Wish::parse(&request.audience, &request.scopes)?;
-        let (account, credential) =
-            secrets::client_secret(&call, &request.client_id, &request.client_secret).await?;
+        let (account, credential) = secrets::of_program(&call, presented(&request)?).await?;
         if !account.may_ask_for(&wish.audience) {
             let text = "is not one that this account may ask tokens for";
             return Err(Error::field("audience", text).into());
         }
-        if credential::use_is_news(credential.last_used_time, call.now) {
+        if credential.use_is_news(call.now) {
+            let late = credential.is_used_late(call.now).then(|| {
+                let event = call.event_of("credential.used_late");
+                event.about(credential.name(), Some(account.id.into()))
+            });
             let attempts = Attempts::new(call.db(), Isolation::ReadCommitted, false);
             transact!(
                 attempts,
                 attempts | tx | {
                     credentials::used(tx, account.id.into(), credential.id, call.now).await?;
                     system_accounts::used(tx, account.id, call.now).await?;
+                    if let Some(late) = &late {
+                        events::append(tx, late).await?;
+                    }
                 }
             )?;
         }
@@ -124,6 +130,24 @@ impl pb::token_service_server::TokenService for Tokens {
             }
         }
         Ok(Response::new(pb::RevokeTokenResponse {}))
+    }
+}
+
+/// The one secret that a request holds.
+fn presented(request: &pb::IssueTokenRequest) -> Result<Presented<'_>> {
+    let pb::IssueTokenRequest {
+        client_id,
+        client_secret: secret,
+        api_key,
+        ..
+    } = request;
+    match (client_id.as_str(), secret.as_str(), api_key.as_str()) {
+        ("", "", key) if !key.is_empty() => Ok(Presented::ApiKey(key)),
+        (client_id, secret, "") => Ok(Presented::ClientSecret { client_id, secret }),
+        _ => {
+            let text = "excludes `client_id` and `client_secret`";
+            Err(Error::field("api_key", text))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     sql::{Row, Sql, account_kind, sql},
 };
 use crate::domain::{
-    credential::{Credential, Kind},
+    credential::{Credential, Kind, Retirement, State},
     error::{self, Error},
     name::{AccountId, CredentialId, UserId},
     password::PasswordHash,
@@ -25,7 +25,8 @@ macro_rules! columns {
          c.allowed_cidrs AS credential_allowed_cidrs, \
          c.create_time AS credential_create_time, c.change_time, \
          c.expire_time AS credential_expire_time, \
-         c.last_used_time AS credential_last_used_time"
+         c.last_used_time AS credential_last_used_time, c.state AS credential_state, \
+         c.replaced_by, c.overlap_s, c.retire_time, c.revoke_time, c.expiry_notice_d"
     };
 }
 pub(super) use columns as credential_columns;
@@ -33,6 +34,14 @@ pub(super) use columns as credential_columns;
 /// The one place that says how a row becomes a credential. The names are such that it can stand in
 /// one row with its account.
 pub(super) fn credential(row: &Row) -> Result<Credential> {
+    let retirement = match row.get("replaced_by")? {
+        None => None,
+        Some(replaced_by) => Some(Retirement {
+            replaced_by,
+            overlap_s: row.get("overlap_s")?,
+            retire_time: row.get("retire_time")?,
+        }),
+    };
     Ok(Credential {
         id: row.get("credential_id")?,
         account: row.get_account("account_kind", "account_id")?,
@@ -46,6 +55,10 @@ pub(super) fn credential(row: &Row) -> Result<Credential> {
         change_time: row.get("change_time")?,
         expire_time: row.get("credential_expire_time")?,
         last_used_time: row.get("credential_last_used_time")?,
+        state: row.get_parsed("credential_state", State::parse)?,
+        retirement,
+        revoke_time: row.get("revoke_time")?,
+        expiry_notice_d: row.get("expiry_notice_d")?,
     })
 }
 
@@ -107,8 +120,12 @@ pub async fn list(
     db.page(sql, credential).await
 }
 
+/// How many there are that are not revoked.
 pub async fn count(db: &mut Read, account: AccountId, kind: Kind) -> Result<i64> {
-    let sql = sql!("SELECT COUNT(*) AS n FROM credentials WHERE account_id = $1 AND kind = $2");
+    let sql = sql!(
+        "SELECT COUNT(*) AS n FROM credentials
+         WHERE account_id = $1 AND kind = $2 AND state <> 'REVOKED'"
+    );
     db.one(sql.bind(account).bind(kind.name()), |row| row.get("n"))
         .await
 }
@@ -163,7 +180,8 @@ fn row(credential: &Credential, kept: &Kept<'_>) -> Sql {
 pub async fn update(db: &mut Write, credential: &Credential) -> error::Result<()> {
     let sql = sql!(
         "UPDATE credentials SET revision = $3, label = $4, scope_ceiling = $5, allowed_cidrs = $6,
-            expire_time = $7
+            expire_time = $7, state = $8, replaced_by = $9, overlap_s = $10, retire_time = $11,
+            revoke_time = $12, expiry_notice_d = $13
          WHERE account_id = $1 AND id = $2 AND revision = $3 - 1"
     )
     .bind(credential.account)
@@ -172,7 +190,21 @@ pub async fn update(db: &mut Write, credential: &Credential) -> error::Result<()
     .bind(credential.label.as_str())
     .bind_json(&credential.scope_ceiling)
     .bind_json(&credential.allowed_cidrs)
-    .bind(credential.expire_time);
+    .bind(credential.expire_time)
+    .bind(credential.state.name())
+    .bind(
+        credential
+            .retirement
+            .map(|retirement| retirement.replaced_by),
+    )
+    .bind(credential.retirement.map(|retirement| retirement.overlap_s))
+    .bind(
+        credential
+            .retirement
+            .map(|retirement| retirement.retire_time),
+    )
+    .bind(credential.revoke_time)
+    .bind(credential.expiry_notice_d);
     if db.execute(sql).await? == 1 {
         Ok(())
     } else {
@@ -240,6 +272,77 @@ pub async fn used(
     db.execute(sql.bind(account).bind(id).bind(now))
         .await
         .map(drop)
+}
+
+/// Replaced credentials that have been left unused for as long as they had to be.
+pub async fn due_to_retire(
+    db: &mut Read,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<(AccountId, CredentialId)>> {
+    let sql = sql!(
+        "SELECT account_id, account_kind, id FROM credentials
+         WHERE state = 'RETIRING' AND retire_time <= $1
+            AND (last_used_time IS NULL OR last_used_time + overlap_s * 1000000 <= $1)
+         ORDER BY retire_time LIMIT $2"
+    );
+    db.page(sql.bind(now).bind(limit), |row| {
+        Ok((
+            row.get_account("account_kind", "account_id")?,
+            row.get("id")?,
+        ))
+    })
+    .await
+}
+
+/// Credentials that expire before `by`, one of `within_d` days before which was not announced.
+pub async fn due_for_notice(
+    db: &mut Read,
+    now: Timestamp,
+    by: Timestamp,
+    within_d: i64,
+    limit: i64,
+) -> Result<Vec<(AccountId, CredentialId)>> {
+    let sql = sql!(
+        "SELECT account_id, account_kind, id FROM credentials
+         WHERE expire_time > $1 AND expire_time <= $2 AND state = 'ACTIVE'
+            AND (expiry_notice_d IS NULL OR expiry_notice_d > $3)
+         ORDER BY expire_time LIMIT $4"
+    )
+    .bind(now)
+    .bind(by)
+    .bind(within_d)
+    .bind(limit);
+    db.page(sql, |row| {
+        Ok((
+            row.get_account("account_kind", "account_id")?,
+            row.get("id")?,
+        ))
+    })
+    .await
+}
+
+/// Notes which announcement of its expiry was the last.
+pub async fn announced(
+    db: &mut Write,
+    account: AccountId,
+    id: CredentialId,
+    days: i64,
+) -> Result<()> {
+    let sql = sql!("UPDATE credentials SET expiry_notice_d = $3 WHERE account_id = $1 AND id = $2");
+    db.execute(sql.bind(account).bind(id).bind(days))
+        .await
+        .map(drop)
+}
+
+/// Forgets credentials that were revoked before `before`.
+pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
+    let sql = sql!(
+        "DELETE FROM credentials WHERE (account_id, id) IN (
+            SELECT account_id, id FROM credentials WHERE revoke_time < $1
+            ORDER BY revoke_time LIMIT $2)"
+    );
+    db.sweep(sql.bind(before).bind(limit)).await
 }
 
 pub async fn delete(db: &mut Write, account: AccountId, id: CredentialId) -> Result<bool> {

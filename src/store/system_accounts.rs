@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     account::State,
-    credential::Credential,
+    credential::{self, Credential},
     error::{self, Error},
     name::{SystemAccountId, UserId},
     secret::Digest,
@@ -60,10 +60,10 @@ pub async fn find(db: &mut Read, id: SystemAccountId) -> Result<Option<SystemAcc
     db.optional(sql, system_account).await
 }
 
-/// The account and its client secret with this digest, in one statement.
+/// The secret of this kind with this digest, and the account it belongs to, in one statement.
 pub async fn find_by_secret(
     db: &mut Read,
-    id: SystemAccountId,
+    kind: credential::Kind,
     digest: &Digest,
 ) -> Result<Option<(SystemAccount, Credential)>> {
     let sql = sql!(
@@ -72,10 +72,11 @@ pub async fn find_by_secret(
         ", ",
         credential_columns!(),
         " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
-          WHERE c.secret_digest = $1 AND c.account_id = $2 AND c.kind = 'client_secret'"
+          WHERE c.secret_digest = $1 AND c.kind = $2"
     );
     let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
-    db.optional(sql.bind(&digest[..]).bind(id), both).await
+    db.optional(sql.bind(&digest[..]).bind(kind.name()), both)
+        .await
 }
 
 /// An account that accountd made for itself.

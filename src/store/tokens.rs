@@ -38,7 +38,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
                     a.purge_time, a.tokens_not_before, c.expire_time AS credential_expire_time,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
                  FROM system_accounts a JOIN credentials c ON c.account_id = a.id
-                 WHERE a.id = $1 AND c.id = $2"
+                 WHERE a.id = $1 AND c.id = $2 AND c.state <> 'REVOKED'"
             );
             let standing = |row: &Row| {
                 Ok(Standing {

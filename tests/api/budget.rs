@@ -123,6 +123,7 @@ on_both_engines! {
         cost_of! {
             operator.grants().delete_grant(pb::DeleteGrantRequest { name: grant, ..Default::default() });
             operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(labelled), ..Default::default() });
+            operator.credentials().rotate_credential(pb::RotateCredentialRequest { name: secret_name.clone(), ..Default::default() });
             operator.credentials().delete_credential(pb::DeleteCredentialRequest { name: secret_name, ..Default::default() });
             operator.tokens().revoke_token(pb::RevokeTokenRequest { token, ..Default::default() });
             operator.sessions().revoke_session(pb::RevokeSessionRequest { name: carol.tokens.session.clone(), ..Default::default() });

@@ -1,9 +1,9 @@
 //! CredentialService.
 
-use accountd::{domain::error::Reason, grpc::pb};
+use accountd::{domain::error::Reason, grpc::pb, jobs};
 use pb::{
     create_password_reset_request::{Account, Delivery},
-    credential::{ClientSecret, Detail, Password},
+    credential::{ApiKey, ClientSecret, Detail, Password, State},
     system_account::Kind,
 };
 use prost_types::FieldMask;
@@ -36,6 +36,193 @@ on_both_engines! {
         assert_eq!((&*read.label, read.detail), ("ci", Some(Detail::ClientSecret(ClientSecret {}))));
         let validated = pb::CreateCredentialRequest { validate_only: true, ..new_secret(&account.name, pb::Credential::default()) };
         assert_eq!(create(&operator, validated).await.expect("valid").secret, "");
+    }
+
+    async fn an_api_key_says_by_itself_whose_it_is(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&["roles/auditor"]).await;
+        let made = create(&operator, new_key(&account.name)).await.expect("created");
+        let (key, credential) = (made.secret, made.credential.expect("set"));
+        assert!(key.starts_with("adak_"), "{key}");
+        assert!(credential.hint.starts_with("adak_"), "{}", credential.hint);
+        assert_eq!(credential.detail, Some(Detail::ApiKey(ApiKey {})));
+
+        let anonymous = server.anonymous().await;
+        let tokens = anonymous.issue_by_key(&key).await.expect("it works");
+        let actor = server.with_token(&tokens.access_token).await;
+        actor.events().list_events(pb::ListEventsRequest::default()).await.expect("its role");
+        assert!(get(&operator, &credential.name).await.expect("there").last_used_time.is_some());
+
+        // Each is good for what it is.
+        assert_refused(anonymous.issue(&account.uid, &key).await, Reason::InvalidCredentials);
+        assert_refused(anonymous.issue_by_key(&secret).await, Reason::InvalidCredentials);
+        assert_refused(anonymous.issue_by_key("adak_").await, Reason::InvalidCredentials);
+        let both = pb::IssueTokenRequest { client_id: account.uid.clone(), api_key: key.clone(), ..Default::default() };
+        assert_eq!(fields_of(anonymous.tokens().issue_token(both).await), ["api_key"]);
+
+        delete(&operator, &credential.name).await.expect("deleted");
+        assert_refused(anonymous.issue_by_key(&key).await, Reason::InvalidCredentials);
+        let refused = actor.events().list_events(pb::ListEventsRequest::default()).await;
+        assert_refused(refused, Reason::TokenRevoked);
+    }
+
+    async fn a_machine_rotates_its_secret_and_is_never_refused(engine: Engine) {
+        let server = engine.server().await;
+        let (account, old) = server.create_system_account(&["roles/auditor"]).await;
+        let machine = server.client(&account.uid, &old).await;
+        let name = list(&machine, "systemAccounts/me").await[0].name.clone();
+        let made = rotate(&machine, &name, 3600).await.expect("its own");
+        let (new, successor) = (made.secret, made.credential.expect("set"));
+        let retiring = get(&machine, &name).await.expect("there");
+        assert_eq!((retiring.state(), &retiring.replaced_by), (State::Retiring, &successor.name));
+        assert_eq!(retiring.retire_time.map(|time| time.seconds), Some(server.now().seconds() + 3600));
+        assert_eq!(successor.state(), State::Active);
+
+        // Another instance of the machine is slow to take up the new one.
+        let anonymous = server.anonymous().await;
+        for _ in 0..3 {
+            server.advance_s(3000);
+            jobs::sweep(&server.running.app).await.expect("swept");
+            anonymous.issue(&account.uid, &old).await.expect("still good");
+            anonymous.issue(&account.uid, &new).await.expect("good");
+        }
+        let late = server.events("credential.used_late").await;
+        assert_eq!(late.len(), 2, "the first use was in time");
+        assert!(late.iter().all(|event| event.target == name));
+        let slow = server.client(&account.uid, &old).await;
+        server.advance_s(3600);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let operator = server.operator().await;
+        let revoked = get(&operator, &name).await.expect("remembered");
+        assert_eq!((revoked.state(), revoked.revoke_time.is_some()), (State::Revoked, true));
+        assert_eq!(server.events("credential.retired").await[0].target, name);
+        assert_refused(anonymous.issue(&account.uid, &old).await, Reason::InvalidCredentials);
+        assert_eq!(server.events("token.refused").await[0].target, name, "no stranger");
+        let refused = slow.events().list_events(pb::ListEventsRequest::default()).await;
+        assert_refused(refused, Reason::TokenExpired);
+        anonymous.issue(&account.uid, &new).await.expect("good");
+
+        server.advance_s(91 * 24 * 3600);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let operator = server.operator().await;
+        assert_refused(get(&operator, &name).await, Reason::NotFound);
+        assert_eq!(list(&operator, &account.name).await.len(), 1);
+    }
+
+    async fn a_rotation_without_overlap_ends_the_old_secret_and_its_tokens(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&["roles/auditor"]).await;
+        let made = create(&operator, new_key(&account.name)).await.expect("created");
+        let (key, name) = (made.secret, made.credential.expect("set").name);
+        let anonymous = server.anonymous().await;
+        let tokens = anonymous.issue_by_key(&key).await.expect("good");
+        let actor = server.with_token(&tokens.access_token).await;
+        let tried = pb::RotateCredentialRequest { validate_only: true, ..rotation(&name, 0) };
+        let tried = operator.credentials().rotate_credential(tried).await.expect("valid").into_inner();
+        assert_eq!(tried.secret, "");
+        anonymous.issue_by_key(&key).await.expect("nothing has happened");
+        let request_id = "018f0000-0000-7000-8000-000000000009".to_owned();
+        let request = pb::RotateCredentialRequest { request_id, ..rotation(&name, 0) };
+        let made = operator.credentials().rotate_credential(request.clone()).await.expect("rotated").into_inner();
+        assert!(made.secret.starts_with("adak_"), "of the same kind");
+        let again = operator.credentials().rotate_credential(request).await.expect("a retry").into_inner();
+        assert_eq!((again.credential, &*again.secret), (made.credential.clone(), ""));
+        assert_refused(anonymous.issue_by_key(&key).await, Reason::InvalidCredentials);
+        let refused = actor.events().list_events(pb::ListEventsRequest::default()).await;
+        assert_refused(refused, Reason::TokenRevoked);
+        anonymous.issue_by_key(&made.secret).await.expect("good");
+        assert_refused(rotate(&operator, &name, 60).await, Reason::WrongState);
+        let label = pb::Credential { name: name.clone(), label: "late".to_owned(), ..Default::default() };
+        assert_refused(update(&operator, label, &["label"]).await, Reason::WrongState);
+    }
+
+    async fn what_is_being_replaced_makes_nothing_new(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, old) = server.create_system_account(&[]).await;
+        let name = list(&operator, &account.name).await[0].name.clone();
+        let holder = server.client(&account.uid, &old).await;
+        let made = rotate(&operator, &name, 3600).await.expect("rotated");
+        let successor = made.credential.expect("set").name;
+        assert_refused(create(&holder, new_key(&account.name)).await, Reason::WrongState);
+        assert_refused(rotate(&holder, &successor, 3600).await, Reason::WrongState);
+        assert_refused(rotate(&operator, &name, 3600).await, Reason::WrongState);
+        assert_eq!(list(&operator, &account.name).await.len(), 2);
+    }
+
+    async fn a_rotation_keeps_the_limits_and_the_length_of_life(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let end = |seconds| prost_types::Timestamp { seconds: server.now().seconds() + seconds, nanos: 0 };
+        let limited = pb::Credential {
+            label: "ci".to_owned(),
+            expire_time: Some(end(1000)),
+            scope_ceiling: vec!["events.read".to_owned()],
+            allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+            ..Default::default()
+        };
+        let made = create(&operator, new_secret(&account.name, limited)).await.expect("created");
+        let (secret, name) = (made.secret, made.credential.expect("set").name);
+        server.advance_s(100);
+        let own = server.client(&account.uid, &secret).await;
+        let by_operator = rotate(&operator, &name, 900).await.expect("rotated").credential.expect("set");
+        assert_eq!(by_operator.expire_time, Some(end(1000)), "a life of the same length");
+        assert_eq!((&*by_operator.label, &*by_operator.scope_ceiling), ("ci", &["events.read".to_owned()][..]));
+        assert_eq!(by_operator.allowed_cidrs, ["127.0.0.0/8"]);
+        drop(own);
+        let made = create(&operator, new_secret(&account.name, pb::Credential { expire_time: Some(end(50)), ..Default::default() })).await.expect("created");
+        let short = made.credential.expect("set");
+        server.advance_s(10);
+        let own = server.client(&account.uid, &made.secret).await;
+        let by_itself = rotate(&own, &short.name, 900).await.expect("rotated").credential.expect("set");
+        assert_eq!(by_itself.expire_time, short.expire_time, "nobody makes themselves live longer");
+    }
+
+    async fn only_secrets_of_programs_are_rotated_and_only_as_they_are(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.signed_in("alice").await;
+        let password = list(&alice.actor, "users/me").await[0].name.clone();
+        assert_refused(rotate(&alice.actor, &password, 60).await, Reason::CredentialKindNotAllowed);
+        let (account, _) = server.create_system_account(&[]).await;
+        let name = list(&operator, &account.name).await[0].name.clone();
+        for overlap in [-1, 91 * 24 * 3600] {
+            assert_eq!(fields_of(rotate(&operator, &name, overlap).await), ["overlap"]);
+        }
+        let stale = pb::RotateCredentialRequest { etag: "r7".to_owned(), ..rotation(&name, 60) };
+        assert_refused(operator.credentials().rotate_credential(stale).await, Reason::EtagMismatch);
+        for _ in 1..20 {
+            operator.create_secret(&account.name).await.expect("below the limit");
+        }
+        assert_refused(rotate(&operator, &name, 60).await, Reason::LimitReached);
+        rotate(&operator, &name, 0).await.expect("the old one makes room");
+    }
+
+    async fn the_owner_hears_of_a_secret_that_expires(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let day = 24 * 3600;
+        let expire_time = Some(prost_types::Timestamp { seconds: server.now().seconds() + 40 * day, nanos: 0 });
+        let limited = pb::Credential { expire_time, ..Default::default() };
+        let made = create(&operator, new_secret(&account.name, limited)).await.expect("created");
+        let made = made.credential.expect("set");
+        for days in [9, 2, 22, 1, 5] {
+            server.advance_s(days * day);
+            jobs::sweep(&server.running.app).await.expect("swept");
+            jobs::sweep(&server.running.app).await.expect("swept once more");
+        }
+        let events = server.events("credential.expiring").await;
+        let about_it: Vec<_> = events.iter().filter(|event| event.target == made.name).collect();
+        let days: Vec<&str> = about_it.iter().rev().map(|event| &*event.details["days"]).collect();
+        assert_eq!(days, ["30", "7", "1"]);
+        assert!(about_it.iter().all(|event| event.details["owner"] == server.owner()));
+        let operator = server.operator().await;
+        let read = get(&operator, &made.name).await.expect("there");
+        assert_eq!(read.etag, made.etag, "being told changes nothing");
     }
 
     async fn use_is_noted_to_the_hour(engine: Engine) {
@@ -148,7 +335,8 @@ on_both_engines! {
             operator.create_secret(&account.name).await.expect("below the limit");
         }
         assert_refused(operator.create_secret(&account.name).await, Reason::LimitReached);
-        assert_eq!(list(&operator, &account.name).await.len(), 20);
+        create(&operator, new_key(&account.name)).await.expect("each kind has its own");
+        assert_eq!(list(&operator, &account.name).await.len(), 21);
     }
 
     async fn each_kind_of_account_holds_its_own_kinds_of_credential(engine: Engine) {
@@ -156,6 +344,7 @@ on_both_engines! {
         let operator = server.operator().await;
         let alice = server.user("alice").await;
         assert_refused(operator.create_secret(&alice.name).await, Reason::CredentialKindNotAllowed);
+        assert_refused(create(&operator, new_key(&alice.name)).await, Reason::CredentialKindNotAllowed);
         let (robot, _) = server.create_system_account(&[]).await;
         let refused = create(&operator, new_password(&robot.name, "any password will do")).await;
         assert_refused(refused, Reason::CredentialKindNotAllowed);
@@ -169,6 +358,7 @@ on_both_engines! {
             let request = pb::CreateSystemAccountRequest { system_account: Some(account), ..Default::default() };
             let account = operator.system_accounts().create_system_account(request).await.expect("created").into_inner();
             assert_refused(operator.create_secret(&account.name).await, Reason::CredentialKindNotAllowed);
+            assert_refused(create(&operator, new_key(&account.name)).await, Reason::CredentialKindNotAllowed);
         }
         let nothing = pb::CreateCredentialRequest { parent: robot.name, ..Default::default() };
         assert_eq!(fields_of(create(&operator, nothing).await), ["credential"]);
@@ -403,6 +593,43 @@ fn new_secret(parent: &str, credential: pb::Credential) -> pb::CreateCredentialR
         }),
         ..Default::default()
     }
+}
+
+fn new_key(parent: &str) -> pb::CreateCredentialRequest {
+    let detail = Some(Detail::ApiKey(ApiKey {}));
+    let credential = Some(pb::Credential {
+        detail,
+        ..Default::default()
+    });
+    pb::CreateCredentialRequest {
+        parent: parent.to_owned(),
+        credential,
+        ..Default::default()
+    }
+}
+
+fn rotation(name: &str, overlap_s: i64) -> pb::RotateCredentialRequest {
+    let overlap = Some(prost_types::Duration {
+        seconds: overlap_s,
+        nanos: 0,
+    });
+    pb::RotateCredentialRequest {
+        name: name.to_owned(),
+        overlap,
+        ..Default::default()
+    }
+}
+
+async fn rotate(
+    actor: &Actor,
+    name: &str,
+    overlap_s: i64,
+) -> Result<pb::RotateCredentialResponse, Status> {
+    let rotated = actor
+        .credentials()
+        .rotate_credential(rotation(name, overlap_s))
+        .await?;
+    Ok(rotated.into_inner())
 }
 
 fn new_password(parent: &str, value: &str) -> pb::CreateCredentialRequest {

@@ -445,6 +445,14 @@ impl Actor {
         Ok(self.tokens().issue_token(request).await?.into_inner())
     }
 
+    pub async fn issue_by_key(&self, key: &str) -> Result<pb::TokenSet, Status> {
+        let request = pb::IssueTokenRequest {
+            api_key: key.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.tokens().issue_token(request).await?.into_inner())
+    }
+
     pub async fn create_user(&self, user: pb::User) -> Result<pb::User, Status> {
         let request = pb::CreateUserRequest {
             user: Some(user),
