@@ -231,7 +231,7 @@ async fn retire_credentials(app: &Arc<App>) -> Result<()> {
     let call = Call::system(app, "credential.retired");
     let due = credentials::due_to_retire(&mut call.db().read().await?, call.now, BATCH).await?;
     for (account, id) in due {
-        transact!(call.db(), |tx| {
+        let retired = transact!(call.db(), |tx| {
             // Used meanwhile, it stays.
             if let Some(mut credential) = credentials::find(tx, account, id).await?
                 && credential.retire(call.now)
@@ -240,7 +240,8 @@ async fn retire_credentials(app: &Arc<App>) -> Result<()> {
                 let event = call.event().about(credential.name(), Some(account));
                 events::append(tx, &event).await?;
             }
-        })?;
+        });
+        noted(id, retired);
     }
     Ok(())
 }
@@ -254,7 +255,7 @@ async fn announce_expiry(app: &Arc<App>) -> Result<()> {
         let due = credentials::due_for_notice(&mut db, call.now, by, days, BATCH).await?;
         drop(db);
         for (account, id) in due {
-            transact!(call.db(), |tx| {
+            let announced = transact!(call.db(), |tx| {
                 if let Some(mut credential) = credentials::find(tx, account, id).await?
                     && let Some(days) = credential.notify_of_expiry(call.now)
                 {
@@ -267,7 +268,8 @@ async fn announce_expiry(app: &Arc<App>) -> Result<()> {
                     };
                     events::append(tx, &event).await?;
                 }
-            })?;
+            });
+            noted(id, announced);
         }
     }
     Ok(())

@@ -38,7 +38,7 @@ use crate::{
     unread::Unread,
 };
 
-/// What all listeners of a server share.
+/// What the connections of one listener share.
 pub struct Shared {
     limits: Limits,
     slots: Arc<Semaphore>,
@@ -190,8 +190,8 @@ impl Connection {
         let limits = &shared.limits;
         let spoke = Arc::new(AtomicBool::new(false));
         let mark = Arc::clone(&spoke);
-        let place = shared.unread.place();
-        let reader = Arc::clone(&place.reader);
+        let seat = shared.unread.seat();
+        let reader = Arc::clone(&seat.reader);
         let service = router.map_request(move |mut request: Request<hyper::body::Incoming>| {
             mark.store(true, Relaxed);
             request.extensions_mut().insert(peer);
@@ -223,7 +223,7 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = &mut cut => return,
-                () = place.reader.cut.cancelled() => {
+                () = seat.reader.cut.cancelled() => {
                     shared.metrics.cut.inc();
                     return;
                 }

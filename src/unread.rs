@@ -1,17 +1,20 @@
 //! Answers that their readers have not taken yet: bounded in memory, and for each connection in time.
 //!
 //! A frame is counted until the last handle to its bytes is gone, wherever on its way that is. When
-//! all of them together are too much, the connection with most is cut: somebody who takes what they
-//! ask for is never the one.
+//! all of them together are too much, a connection is cut: of those who have read nothing for a while
+//! the one with most, and only if there is none, the one with most of all.
 
 use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -22,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Most bytes of one frame, so that a slow reader is seen to go on.
 const FRAME: usize = 16 * 1024;
-/// What an answer counts for as long as nobody knows what is in it: a stream has some waiting.
-const UNKNOWN: usize = 64 * 1024;
+/// Who has taken nothing for so long is not reading.
+const BLINK: Duration = Duration::from_secs(1);
 
 /// What all connections have not read.
 pub struct Unread {
@@ -38,18 +41,16 @@ pub struct Unread {
 /// Whoever is at the other end of one connection.
 pub struct Reader {
     unread: Arc<Unread>,
-    /// What is held for them.
+    /// What is there for them.
     held: AtomicUsize,
-    /// The part of it that they could take now.
-    ready: AtomicUsize,
     /// When they last took something, or first could; in milliseconds since the beginning.
     since_ms: AtomicU64,
     /// Their connection is to end.
     pub cut: CancellationToken,
 }
 
-/// A connection's place in the list; gone when dropped.
-pub struct Place {
+/// A connection's entry in the list; gone when dropped.
+pub struct Seat {
     id: u64,
     pub reader: Arc<Reader>,
 }
@@ -67,40 +68,38 @@ impl Unread {
         })
     }
 
-    pub fn place(self: &Arc<Self>) -> Place {
+    pub fn seat(self: &Arc<Self>) -> Seat {
         let reader = Arc::new(Reader {
             unread: Arc::clone(self),
             held: AtomicUsize::new(0),
-            ready: AtomicUsize::new(0),
             since_ms: AtomicU64::new(0),
             cut: CancellationToken::new(),
         });
         let id = self.next.fetch_add(1, Relaxed);
         self.readers().insert(id, Arc::clone(&reader));
-        Place { id, reader }
+        Seat { id, reader }
     }
 
     /// Cuts the connections that have taken nothing of what is there for them for too long.
     pub fn cut_those_who_do_not_read(&self) {
-        let patience_ms = u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = self.now_ms();
-        let is_stuck = |reader: &Reader| {
-            let since_ms = reader.since_ms.load(Relaxed);
-            reader.ready.load(Relaxed) > 0 && now_ms.saturating_sub(since_ms) > patience_ms
-        };
-        for reader in self.readers().values().filter(|reader| is_stuck(reader)) {
-            reader.cut.cancel();
+        for reader in self.readers().values() {
+            if reader.is_idle_for(self.patience) {
+                reader.cut.cancel();
+            }
         }
     }
 
-    /// Cuts the connection with most, unless enough is about to be given back by those that were.
+    /// Cuts the connection with most among those who read nothing, if there are such, unless enough is
+    /// about to be given back by those that were cut.
     fn make_room(&self) {
         let readers = self.readers();
-        let held = |reader: &&Arc<Reader>| reader.held.load(Relaxed);
         let there = || readers.values().filter(|reader| !reader.cut.is_cancelled());
-        if there().map(|reader| held(&reader)).sum::<usize>() > self.max
-            && let Some(most) = there().max_by_key(held)
-        {
+        let held = |reader: &&Arc<Reader>| reader.held.load(Relaxed);
+        if there().map(|reader| held(&reader)).sum::<usize>() <= self.max {
+            return;
+        }
+        let idle = there().filter(|reader| reader.is_idle_for(BLINK));
+        if let Some(most) = idle.max_by_key(held).or_else(|| there().max_by_key(held)) {
             most.cut.cancel();
         }
     }
@@ -114,34 +113,32 @@ impl Unread {
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.reader.unread.readers().remove(&self.id);
     }
 }
 
 impl Reader {
-    /// An answer to them, counted from now on.
-    pub fn answer(self: &Arc<Self>, mut body: Body) -> Body {
+    /// An answer to them, counted as it is fetched.
+    pub fn answer(self: &Arc<Self>, body: Body) -> Body {
         if body.is_end_stream() {
             return body;
         }
-        // One frame is fetched at once: who opens no window for it never asks, and it is there all
-        // the same.
-        let first = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
-        let mut answer = Answer {
+        Body::new(Answer {
             body,
             reader: Arc::clone(self),
             data: None,
-            next: None,
-            unknown: None,
-        };
-        match first {
-            Poll::Ready(None) => return Body::empty(),
-            Poll::Ready(Some(next)) => answer.fetched(next),
-            Poll::Pending => answer.unknown = Some(Count::new(self, UNKNOWN, false)),
-        }
-        Body::new(answer)
+        })
+    }
+
+    /// Whether something has been there for them for so long while they took nothing.
+    fn is_idle_for(&self, time: Duration) -> bool {
+        let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // In this order: what is there now has been there since that time or a later one.
+        let is_there = self.held.load(Acquire) > 0;
+        let since_ms = self.since_ms.load(Relaxed);
+        is_there && self.unread.now_ms().saturating_sub(since_ms) > time_ms
     }
 
     fn goes_on(&self) {
@@ -155,24 +152,6 @@ struct Answer {
     reader: Arc<Reader>,
     /// What is left of a frame.
     data: Option<Counted>,
-    /// A frame that is no data, or an error.
-    next: Option<Result<Frame<Bytes>, axum::Error>>,
-    /// Until there is a first frame.
-    unknown: Option<Count>,
-}
-
-impl Answer {
-    fn fetched(&mut self, next: Result<Frame<Bytes>, axum::Error>) {
-        self.unknown = None;
-        match next.map(Frame::into_data) {
-            Ok(Ok(bytes)) => {
-                let count = Count::new(&self.reader, bytes.len(), true);
-                self.data = Some(Counted { bytes, count });
-            }
-            Ok(Err(trailers)) => self.next = Some(Ok(trailers)),
-            Err(error) => self.next = Some(Err(error)),
-        }
-    }
 }
 
 impl hyper::body::Body for Answer {
@@ -189,19 +168,21 @@ impl hyper::body::Body for Answer {
                 self.data = (!data.bytes.is_empty()).then_some(data);
                 return Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(piece)))));
             }
-            if let Some(next) = self.next.take() {
-                return Poll::Ready(Some(next));
-            }
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(next) => self.fetched(next),
+            let next = ready!(Pin::new(&mut self.body).poll_frame(context));
+            match next.map(|next| next.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => {
+                    let count = Count::new(&self.reader, bytes.len());
+                    self.data = Some(Counted { bytes, count });
+                }
+                Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        let is_waiting = self.data.is_some() || self.next.is_some() || self.unknown.is_some();
-        !is_waiting && self.body.is_end_stream()
+        self.data.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -243,16 +224,14 @@ impl AsRef<[u8]> for Counted {
 struct Count {
     reader: Arc<Reader>,
     bytes: usize,
-    /// Whether the reader could take them.
-    is_ready: bool,
 }
 
 impl Count {
-    fn new(reader: &Arc<Reader>, bytes: usize, is_ready: bool) -> Self {
-        if is_ready && reader.ready.fetch_add(bytes, Relaxed) == 0 {
+    fn new(reader: &Arc<Reader>, bytes: usize) -> Self {
+        if reader.held.load(Relaxed) == 0 {
             reader.goes_on();
         }
-        reader.held.fetch_add(bytes, Relaxed);
+        reader.held.fetch_add(bytes, Release);
         let unread = &reader.unread;
         if unread.total.fetch_add(bytes, Relaxed) + bytes > unread.max {
             unread.make_room();
@@ -260,7 +239,6 @@ impl Count {
         Self {
             reader: Arc::clone(reader),
             bytes,
-            is_ready,
         }
     }
 
@@ -269,19 +247,16 @@ impl Count {
         Self {
             reader: Arc::clone(&self.reader),
             bytes,
-            is_ready: self.is_ready,
         }
     }
 }
 
 impl Drop for Count {
     fn drop(&mut self) {
-        let reader = &self.reader;
-        if self.is_ready && self.bytes > 0 {
-            reader.ready.fetch_sub(self.bytes, Relaxed);
-            reader.goes_on();
+        if self.bytes > 0 {
+            self.reader.goes_on();
+            self.reader.held.fetch_sub(self.bytes, Relaxed);
+            self.reader.unread.total.fetch_sub(self.bytes, Relaxed);
         }
-        reader.held.fetch_sub(self.bytes, Relaxed);
-        reader.unread.total.fetch_sub(self.bytes, Relaxed);
     }
 }

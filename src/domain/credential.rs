@@ -81,6 +81,21 @@ pub struct Retirement {
     pub retire_time: Timestamp,
 }
 
+impl Retirement {
+    /// When it is over: once nobody has used the secret for the overlap.
+    pub fn end_time(&self, last_used_time: Option<Timestamp>) -> Timestamp {
+        let unused_s = self.overlap_s + self.grain_s();
+        last_used_time.map_or(self.retire_time, |last| {
+            last.plus_s(unused_s).max(self.retire_time)
+        })
+    }
+
+    /// How often its use is noted, in seconds: more often where an hour is much of the time it has.
+    fn grain_s(&self) -> i64 {
+        (self.overlap_s / 10).clamp(1, LAST_USED_GRAIN_S)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub id: CredentialId,
@@ -173,10 +188,7 @@ impl Credential {
     /// Makes this, which an account makes for itself, no freer than the credential `by` that it
     /// authenticated with: what is not said is inherited, what is said may only be narrower.
     pub fn confine(&mut self, by: &Self) -> Result<()> {
-        // Whoever has it may be whom the rotation is to keep out.
-        if by.state != State::Active {
-            return Err(by.wrong_state());
-        }
+        by.require_active()?;
         if self.scope_ceiling.is_empty() {
             self.scope_ceiling.clone_from(&by.scope_ceiling);
         }
@@ -208,7 +220,14 @@ impl Credential {
     }
 
     pub fn is_live(&self, now: Timestamp) -> bool {
-        self.state != State::Revoked && !time::has_passed(self.expire_time, now)
+        self.state != State::Revoked && !time::has_passed(self.end_time(), now)
+    }
+
+    /// When it is over by itself: at its expiry, or when it has been replaced and left unused for long
+    /// enough.
+    fn end_time(&self) -> Option<Timestamp> {
+        let retired = self.retirement.map(|it| it.end_time(self.last_used_time));
+        [self.expire_time, retired].into_iter().flatten().min()
     }
 
     /// The credential that takes the place of this one, which is given up in the same step.
@@ -238,19 +257,9 @@ impl Credential {
         Ok(successor)
     }
 
-    /// Ends a retirement if the secret has been left unused for long enough.
+    /// Writes down that a retirement has come to its end, which it has done by itself.
     pub fn retire(&mut self, now: Timestamp) -> bool {
-        let Some(Retirement {
-            overlap_s,
-            retire_time,
-            ..
-        }) = self.retirement
-        else {
-            return false;
-        };
-        let unused_since = |time: Timestamp| time.plus_s(overlap_s);
-        let end = self.last_used_time.map(unused_since).max(Some(retire_time));
-        let is_due = self.state == State::Retiring && time::has_passed(end, now);
+        let is_due = self.state == State::Retiring && !self.is_live(now);
         if is_due {
             self.revision += 1;
             self.revoke(now);
@@ -278,20 +287,33 @@ impl Credential {
         Some(days)
     }
 
-    /// Whether a use at `now` should be written down, given what is written. Of one that retires more
-    /// often, where an hour is much of the time that it has.
+    /// Whether a use at `now` should be written down, given what is written.
     pub fn use_is_news(&self, now: Timestamp) -> bool {
-        let grain_s = self.retirement.map_or(LAST_USED_GRAIN_S, |retirement| {
-            LAST_USED_GRAIN_S.min(retirement.overlap_s / 10)
-        });
+        let grain_s = self
+            .retirement
+            .map_or(LAST_USED_GRAIN_S, |retirement| retirement.grain_s());
         let next = self.last_used_time.map(|time| time.plus_s(grain_s));
         time::has_passed(next.or(Some(now)), now)
     }
 
-    /// Whether a use at `now` comes after the time by which nobody should need it.
+    /// Whether a use at `now` comes after the time by which nobody should need it, and is the first in
+    /// an hour that does.
     pub fn is_used_late(&self, now: Timestamp) -> bool {
-        let retire_time = self.retirement.map(|retirement| retirement.retire_time);
-        time::has_passed(retire_time, now)
+        let Some(Retirement { retire_time, .. }) = self.retirement else {
+            return false;
+        };
+        let hour = |time: Timestamp| (time.seconds() - retire_time.seconds()).div_euclid(3600);
+        hour(now) >= 0
+            && self
+                .last_used_time
+                .is_none_or(|last| hour(last) < hour(now))
+    }
+
+    pub fn require_active(&self) -> Result<()> {
+        match self.state {
+            State::Active => Ok(()),
+            State::Retiring | State::Revoked => Err(self.wrong_state()),
+        }
     }
 
     fn wrong_state(&self) -> Error {
@@ -392,10 +414,10 @@ mod tests {
         let new = old.rotate(id(2), 60, NOW.plus_s(100)).expect("active");
         assert_eq!(new.expire_time, Some(NOW.plus_s(1100)), "as long a life");
         assert_eq!((old.state, new.state), (State::Retiring, State::Active));
-        assert!(old.is_live(NOW.plus_s(160)) && !old.retire(NOW.plus_s(159)));
+        assert!(old.is_live(NOW.plus_s(159)) && !old.retire(NOW.plus_s(159)));
         old.last_used_time = Some(NOW.plus_s(150));
         assert!(!old.is_used_late(NOW.plus_s(159)) && old.is_used_late(NOW.plus_s(160)));
-        assert!(!old.retire(NOW.plus_s(209)), "used a while ago");
+        assert!(!old.retire(NOW.plus_s(215)), "used a while ago");
         assert!(
             old.use_is_news(NOW.plus_s(156)),
             "more often than once an hour"
@@ -405,9 +427,13 @@ mod tests {
             "once is enough"
         );
         assert!(secret().confine(&old).is_err(), "it makes nothing new");
-        assert!(old.retire(NOW.plus_s(210)) && !old.retire(NOW.plus_s(211)));
-        assert!(!old.is_live(NOW.plus_s(210)));
-        assert_eq!(old.revoke_time, Some(NOW.plus_s(210)));
+        assert!(!old.is_live(NOW.plus_s(216)), "nobody has to write it down");
+        assert!(old.retire(NOW.plus_s(216)) && !old.retire(NOW.plus_s(217)));
+        assert_eq!(old.revoke_time, Some(NOW.plus_s(216)));
+        let mut late = old.clone();
+        late.last_used_time = Some(NOW.plus_s(170));
+        assert!(!late.is_used_late(NOW.plus_s(180)), "said already");
+        assert!(late.is_used_late(NOW.plus_s(3800)), "an hour later");
         assert!(old.edit(Edit::Label(String::new())).is_err());
     }
 

@@ -52,6 +52,7 @@ reasons! {
     BuiltIn = "BUILT_IN",
     DeliveryUnavailable = "DELIVERY_UNAVAILABLE",
     LimitReached = "LIMIT_REACHED",
+    LastCredential = "LAST_CREDENTIAL",
     Throttled = "THROTTLED",
     Overloaded = "OVERLOADED",
     MessageTooLarge = "MESSAGE_TOO_LARGE",

@@ -1,7 +1,8 @@
 //! Scopes and roles that accountd comes with.
 //!
 //! Scopes of audience `accountd` are what the policies of the RPCs name; a role is a named set of
-//! them. Nothing in the code asks for a role, so any set of granted scopes is as good as one.
+//! them. But for the question who could get in when nobody else can, nothing in the code asks for a
+//! role, so any set of granted scopes is as good as one.
 
 use std::{collections::BTreeSet, sync::LazyLock};
 
@@ -22,10 +23,13 @@ pub fn scopes() -> &'static [&'static str] {
     &SCOPES
 }
 
+/// The role of those who can do everything, and so help everybody else.
+pub const OPERATOR: &str = "operator";
+
 /// The scopes of the role `roles/{role}`, if it exists.
 pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
     Some(match role {
-        "operator" => scopes(),
+        OPERATOR => scopes(),
         "user-manager" => &[
             "credentials.delete",
             "credentials.read",
@@ -55,7 +59,7 @@ pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
 
 /// The names of all roles.
 pub const ROLES: [&str; 5] = [
-    "operator",
+    OPERATOR,
     "user-manager",
     "login-frontend",
     "resource-server",

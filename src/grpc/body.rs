@@ -123,6 +123,9 @@ async fn collect(body: Body, max: usize, mut share: Share) -> Result<Received, S
         if !data.is_empty() && total <= max {
             share.grow(data.len())?;
             bytes.extend_from_slice(&data);
+        } else if total > max {
+            // The rest is only read so that the client gets to see the answer.
+            bytes = Vec::new();
         }
     }
     if total > max {

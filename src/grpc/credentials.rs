@@ -20,7 +20,9 @@ use crate::{
             State, WRITABLE,
         },
         error::{Error, Fields, Reason, Result},
-        filter, identifier,
+        filter,
+        grant::Permission,
+        identifier,
         name::{AccountId, CredentialId, UserId},
         network::{self, MAX_CIDRS},
         page,
@@ -36,7 +38,7 @@ use crate::{
     store::{
         credentials::{self, Cursor, Kept},
         db::{Read, Write},
-        events, password_resets,
+        events, grants, password_resets,
         sessions::{self, Which},
         system_accounts,
         users::{self, PasswordOwner},
@@ -165,6 +167,9 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let overlap_s = fields.take("overlap", overlap_s).flatten();
         fields.finish()?;
         let overlap_s = overlap_s.unwrap_or(DEFAULT_OVERLAP_S);
+        if overlap_s == 0 && call.caller.account() != Some(account) {
+            call.require("credentials.delete")?;
+        }
         let body = call.app().random.bytes::<32>();
         let new_id = CredentialId(call.new_uuid());
         let response = mutate!(call, |tx| {
@@ -173,6 +178,12 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 let text = "is not a secret that accountd makes";
                 Error::precondition(Reason::CredentialKindNotAllowed, old.name(), text)
             })?;
+            state(tx, account).await?.require(
+                &[AccountState::Active, AccountState::Suspended],
+                account,
+                call.now,
+            )?;
+            // From here on `old` is not what is stored, which may be what the caller came with.
             let mut new = old.rotate(new_id, overlap_s, call.now)?;
             if let Some(own) = own_credential(tx, &call, account).await? {
                 new.confine(&own)?;
@@ -200,6 +211,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         require_to_manage(&call, account)?;
         mutate!(call, |tx| {
             let credential = find_for_change(tx, &call, account, id, &request.etag).await?;
+            require_another_way_in(tx, &credential, call.now).await?;
             credentials::delete(tx, account, id).await?;
             if let AccountId::User(user) = account {
                 let which = Which {
@@ -575,8 +587,43 @@ async fn find_for_change(
 ) -> Result<Credential> {
     let credential = find(tx, account, id).await?;
     call.require_power_over(tx, account).await?;
+    // Whoever has a secret that is being replaced may be whom the rotation is to keep out.
+    if let Some(own) = own_credential(tx, call, account).await?
+        && own.id != id
+    {
+        own.require_active()?;
+    }
     convert::require_etag(etag, credential.revision, credential.name())?;
     Ok(credential)
+}
+
+/// Refuses to part with the one credential that lets an operator in.
+async fn require_another_way_in(
+    db: &mut Read,
+    credential: &Credential,
+    now: Timestamp,
+) -> Result<()> {
+    let (account, id) = (credential.account, credential.id);
+    if !credential.is_live(now)
+        || !is_operator(db, account, now).await?
+        || credentials::is_another_of_operators(db, account, id, now).await?
+    {
+        return Ok(());
+    }
+    let text = "is the last that lets an operator in";
+    Err(Error::precondition(
+        Reason::LastCredential,
+        credential.name(),
+        text,
+    ))
+}
+
+async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Result<bool> {
+    let grants = grants::list_all(db, account).await?;
+    let role = Permission::Role(role::OPERATOR.to_owned());
+    Ok(grants
+        .iter()
+        .any(|grant| grant.permission == role && grant.is_in_effect(now)))
 }
 
 async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {

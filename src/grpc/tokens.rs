@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app::App,
     domain::{
+        credential::Credential,
         error::{Error, Result},
         name::AccountId,
         secret::Kind,
@@ -24,7 +25,7 @@ use crate::{
     },
     store::{
         credentials,
-        db::{Attempts, Isolation},
+        db::{Attempts, Isolation, Read},
         events, sessions, system_accounts, tokens, transact,
     },
 };
@@ -52,10 +53,13 @@ impl pb::token_service_server::TokenService for Tokens {
             transact!(
                 attempts,
                 attempts | tx | {
-                    credentials::used(tx, account.id.into(), credential.id, call.now).await?;
-                    system_accounts::used(tx, account.id, call.now).await?;
-                    if let Some(late) = &late {
-                        events::append(tx, late).await?;
+                    if credentials::used(tx, &credential, call.now).await? {
+                        system_accounts::used(tx, account.id, call.now).await?;
+                        if let Some(late) = &late {
+                            events::append(tx, late).await?;
+                        }
+                    } else {
+                        require_live(tx, &call, &credential).await?;
                     }
                 }
             )?;
@@ -131,6 +135,15 @@ impl pb::token_service_server::TokenService for Tokens {
         }
         Ok(Response::new(pb::RevokeTokenResponse {}))
     }
+}
+
+/// Refuses a credential that has come to its end since it was looked at.
+async fn require_live(db: &mut Read, call: &Call, credential: &Credential) -> Result<()> {
+    let found = credentials::find(db, credential.account, credential.id).await?;
+    if found.is_some_and(|found| found.is_live(call.now)) {
+        return Ok(());
+    }
+    Err(Error::invalid_credentials())
 }
 
 /// The one secret that a request holds.

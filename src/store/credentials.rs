@@ -13,6 +13,7 @@ use crate::domain::{
     error::{self, Error},
     name::{AccountId, CredentialId, UserId},
     password::PasswordHash,
+    role,
     secret::Digest,
     time::Timestamp,
 };
@@ -34,14 +35,6 @@ pub(super) use columns as credential_columns;
 /// The one place that says how a row becomes a credential. The names are such that it can stand in
 /// one row with its account.
 pub(super) fn credential(row: &Row) -> Result<Credential> {
-    let retirement = match row.get("replaced_by")? {
-        None => None,
-        Some(replaced_by) => Some(Retirement {
-            replaced_by,
-            overlap_s: row.get("overlap_s")?,
-            retire_time: row.get("retire_time")?,
-        }),
-    };
     Ok(Credential {
         id: row.get("credential_id")?,
         account: row.get_account("account_kind", "account_id")?,
@@ -56,10 +49,22 @@ pub(super) fn credential(row: &Row) -> Result<Credential> {
         expire_time: row.get("credential_expire_time")?,
         last_used_time: row.get("credential_last_used_time")?,
         state: row.get_parsed("credential_state", State::parse)?,
-        retirement,
+        retirement: retirement(row)?,
         revoke_time: row.get("revoke_time")?,
         expiry_notice_d: row.get("expiry_notice_d")?,
     })
+}
+
+/// What the columns say about how a replaced credential comes to its end.
+pub(super) fn retirement(row: &Row) -> Result<Option<Retirement>> {
+    let Some(replaced_by) = row.get("replaced_by")? else {
+        return Ok(None);
+    };
+    Ok(Some(Retirement {
+        replaced_by,
+        overlap_s: row.get("overlap_s")?,
+        retire_time: row.get("retire_time")?,
+    }))
 }
 
 /// What is kept of a secret.
@@ -261,17 +266,51 @@ pub async fn has_second_factor(db: &mut Read, user: UserId) -> Result<bool> {
     db.one(sql.bind(user), |row| row.get("has")).await
 }
 
-/// Notes that the credential proved its account.
-pub async fn used(
-    db: &mut Write,
+/// Notes that the credential proved its account, unless somebody has noted another use meanwhile.
+pub async fn used(db: &mut Write, credential: &Credential, now: Timestamp) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE credentials SET last_used_time = $3
+         WHERE account_id = $1 AND id = $2 AND state <> 'REVOKED'
+            AND COALESCE(last_used_time, 0) = $4"
+    )
+    .bind(credential.account)
+    .bind(credential.id)
+    .bind(now)
+    .bind(credential.last_used_time.unwrap_or(Timestamp::EPOCH));
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Whether there is another credential that lets an operator in.
+pub async fn is_another_of_operators(
+    db: &mut Read,
     account: AccountId,
     id: CredentialId,
     now: Timestamp,
-) -> Result<()> {
-    let sql = sql!("UPDATE credentials SET last_used_time = $3 WHERE account_id = $1 AND id = $2");
-    db.execute(sql.bind(account).bind(id).bind(now))
-        .await
-        .map(drop)
+) -> Result<bool> {
+    let sql = sql!(
+        "SELECT c.id FROM grants g
+         JOIN credentials c ON c.account_id = g.principal_id AND c.account_kind = g.principal_kind
+         LEFT JOIN users u ON u.id = c.account_id
+         LEFT JOIN system_accounts a ON a.id = c.account_id
+         WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
+            AND (g.expire_time IS NULL OR g.expire_time > $2)
+            AND c.state = 'ACTIVE' AND (c.expire_time IS NULL OR c.expire_time > $2)
+            AND NOT (c.account_id = $3 AND c.id = $4)
+            AND COALESCE(u.state, a.state) = 'ACTIVE'
+            AND COALESCE(u.expire_time, a.expire_time, $2 + 1) > $2
+         LIMIT 1"
+    );
+    let sql = sql.bind(role::OPERATOR).bind(now).bind(account).bind(id);
+    let other = db.optional(sql, |row| row.get::<CredentialId>("id"));
+    Ok(other.await?.is_some())
+}
+
+/// Where a credential is.
+fn place(row: &Row) -> Result<(AccountId, CredentialId)> {
+    Ok((
+        row.get_account("account_kind", "account_id")?,
+        row.get("id")?,
+    ))
 }
 
 /// Replaced credentials that have been left unused for as long as they had to be.
@@ -286,13 +325,7 @@ pub async fn due_to_retire(
             AND (last_used_time IS NULL OR last_used_time + overlap_s * 1000000 <= $1)
          ORDER BY retire_time LIMIT $2"
     );
-    db.page(sql.bind(now).bind(limit), |row| {
-        Ok((
-            row.get_account("account_kind", "account_id")?,
-            row.get("id")?,
-        ))
-    })
-    .await
+    db.page(sql.bind(now).bind(limit), place).await
 }
 
 /// Credentials that expire before `by`, one of `within_d` days before which was not announced.
@@ -313,13 +346,7 @@ pub async fn due_for_notice(
     .bind(by)
     .bind(within_d)
     .bind(limit);
-    db.page(sql, |row| {
-        Ok((
-            row.get_account("account_kind", "account_id")?,
-            row.get("id")?,
-        ))
-    })
-    .await
+    db.page(sql, place).await
 }
 
 /// Notes which announcement of its expiry was the last.

@@ -142,7 +142,10 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
     // The callers of a failed batch come back; one at a time, a bad one fails nobody else.
     let mut singly = 0_usize;
     while let Some(first) = callers.recv().await {
-        let connection = match begin(&file, kept.take(), &first).await {
+        if first.is_closed() {
+            continue;
+        }
+        let connection = match begin(&file, &mut kept, &first).await {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::error!(%error, "cannot begin to write");
@@ -181,8 +184,8 @@ async fn lend(file: File, mut callers: mpsc::Receiver<Caller>, stats: Arc<Stats>
 
 /// A connection that has begun to write. While another program writes, it is waited for as long as
 /// the caller waits, and without keeping a thread.
-async fn begin(file: &File, kept: Option<Connection>, caller: &Caller) -> Result<Connection> {
-    let mut connection = match kept {
+async fn begin(file: &File, kept: &mut Option<Connection>, caller: &Caller) -> Result<Connection> {
+    let mut connection = match kept.take() {
         Some(connection) => connection,
         None => {
             let file = file.clone();
@@ -191,6 +194,7 @@ async fn begin(file: &File, kept: Option<Connection>, caller: &Caller) -> Result
     };
     while !connection.begin_to_write()? {
         if caller.is_closed() {
+            *kept = Some(connection);
             return Err(Error::Unavailable("another program writes".to_owned()));
         }
         tokio::time::sleep(BUSY_PAUSE).await;

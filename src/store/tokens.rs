@@ -1,6 +1,7 @@
 //! Whether what stands behind an access token still stands.
 
 use super::{
+    credentials::retirement,
     db::{Read, Write},
     error::Result,
     sql::{Row, sql},
@@ -36,15 +37,22 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
             let sql = sql!(
                 "SELECT a.state, a.state_reason, a.state_until_time, a.expire_time, a.delete_time,
                     a.purge_time, a.tokens_not_before, c.expire_time AS credential_expire_time,
+                    c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_s,
+                    c.retire_time,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
                  FROM system_accounts a JOIN credentials c ON c.account_id = a.id
                  WHERE a.id = $1 AND c.id = $2 AND c.state <> 'REVOKED'"
             );
             let standing = |row: &Row| {
+                let retired = match retirement(row)? {
+                    Some(it) => Some(it.end_time(row.get("credential_last_used_time")?)),
+                    None => None,
+                };
+                let expires = row.get("credential_expire_time")?;
                 Ok(Standing {
                     account: row.get_lifecycle()?,
                     revoked: row.get("revoked")?,
-                    proof_expire_time: row.get("credential_expire_time")?,
+                    proof_expire_time: [expires, retired].into_iter().flatten().min(),
                     not_before: row.get("tokens_not_before")?,
                 })
             };

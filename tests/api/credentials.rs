@@ -91,7 +91,8 @@ on_both_engines! {
         assert_eq!(late.len(), 2, "the first use was in time");
         assert!(late.iter().all(|event| event.target == name));
         let slow = server.client(&account.uid, &old).await;
-        server.advance_s(3600);
+        server.advance_s(3600 + 360);
+        assert_refused(anonymous.issue(&account.uid, &old).await, Reason::InvalidCredentials);
         jobs::sweep(&server.running.app).await.expect("swept");
         let operator = server.operator().await;
         let revoked = get(&operator, &name).await.expect("remembered");
@@ -149,7 +150,11 @@ on_both_engines! {
         assert_refused(create(&holder, new_key(&account.name)).await, Reason::WrongState);
         assert_refused(rotate(&holder, &successor, 3600).await, Reason::WrongState);
         assert_refused(rotate(&operator, &name, 3600).await, Reason::WrongState);
+        assert_refused(delete(&holder, &successor).await, Reason::WrongState);
+        let label = pb::Credential { name: successor, label: "mine".to_owned(), ..Default::default() };
+        assert_refused(update(&holder, label, &["label"]).await, Reason::WrongState);
         assert_eq!(list(&operator, &account.name).await.len(), 2);
+        delete(&holder, &name).await.expect("it may give itself up");
     }
 
     async fn a_rotation_keeps_the_limits_and_the_length_of_life(engine: Engine) {
@@ -223,6 +228,30 @@ on_both_engines! {
         let operator = server.operator().await;
         let read = get(&operator, &made.name).await.expect("there");
         assert_eq!(read.etag, made.etag, "being told changes nothing");
+    }
+
+    async fn the_last_credential_that_lets_an_operator_in_stays(engine: Engine) {
+        let server = engine.server().await;
+        // Until then there is the built-in account as well.
+        server.advance_s(25 * 3600);
+        let operator = server.operator().await;
+        let own = list(&operator, &server.operator_name()).await[0].name.clone();
+        assert_refused(delete(&operator, &own).await, Reason::LastCredential);
+        let (other, _) = server.create_system_account(&["roles/operator"]).await;
+        let suspend = pb::SuspendSystemAccountRequest { name: other.name.clone(), reason: "x".to_owned(), ..Default::default() };
+        operator.system_accounts().suspend_system_account(suspend).await.expect("suspended");
+        assert_refused(delete(&operator, &own).await, Reason::LastCredential);
+        let resume = pb::ResumeSystemAccountRequest { name: other.name.clone(), ..Default::default() };
+        operator.system_accounts().resume_system_account(resume).await.expect("resumed");
+        let name = list(&operator, &other.name).await[0].name.clone();
+        let expire_time = Some(prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 });
+        let ending = pb::Credential { name, expire_time, ..Default::default() };
+        update(&operator, ending, &["expire_time"]).await.expect("updated");
+        server.advance_s(60);
+        assert_refused(delete(&operator, &own).await, Reason::LastCredential);
+        operator.create_secret(&other.name).await.expect("another way in");
+        delete(&operator, &own).await.expect("not the last");
+        assert_refused(get(&operator, &own).await, Reason::TokenRevoked);
     }
 
     async fn use_is_noted_to_the_hour(engine: Engine) {

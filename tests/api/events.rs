@@ -83,6 +83,7 @@ on_both_engines! {
         let credential = operator.create_secret(&robot).await.expect("created").credential.expect("set");
         let edit = pb::Credential { name: credential.name.clone(), label: "x".to_owned(), ..Default::default() };
         operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() }).await.expect("updated");
+        operator.credentials().rotate_credential(pb::RotateCredentialRequest { name: credential.name.clone(), ..Default::default() }).await.expect("rotated");
         operator.credentials().delete_credential(pb::DeleteCredentialRequest { name: credential.name, ..Default::default() }).await.expect("deleted");
         accounts.delete_system_account(pb::DeleteSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("deleted");
         accounts.undelete_system_account(pb::UndeleteSystemAccountRequest { name: robot, ..Default::default() }).await.expect("undeleted");
