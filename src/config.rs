@@ -138,7 +138,7 @@ section! {
         /// turned away.
         max_received_bytes: usize = 64 * 1024 * 1024,
         /// Bytes of all answers of one listener that were not read yet; when there are more, the
-        /// connection with most of them is closed.
+        /// connection with most of them is closed, first of those that read nothing.
         max_unread_bytes: usize = 128 * 1024 * 1024,
         /// Bytes of the headers of one request.
         max_header_bytes: u32 = 16 * 1024,

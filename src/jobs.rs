@@ -1,5 +1,5 @@
-//! What accountd does by itself: reads keys that other processes made, watches its own health, and
-//! sweeps away what is over.
+//! What accountd does by itself: reads keys that other processes made, watches its own health, sweeps
+//! away what is over, and announces what will be soon.
 //!
 //! Invariant: nothing is decided here. An expired account or a suspension that is over needs no job
 //! to take effect; the sweeper only tidies up behind the rules.
@@ -250,7 +250,7 @@ async fn retire_credentials(app: &Arc<App>) -> Result<()> {
 async fn announce_expiry(app: &Arc<App>) -> Result<()> {
     let call = Call::system(app, "credential.expiring");
     for days in credential::EXPIRY_NOTICES_D {
-        let by = call.now.plus_s(days * 24 * 3600);
+        let by = call.now.plus_s(days * credential::DAY_S);
         let mut db = call.db().read().await?;
         let due = credentials::due_for_notice(&mut db, call.now, by, days, BATCH).await?;
         drop(db);

@@ -10,6 +10,8 @@ use super::{
 
 /// Most secrets of one kind that a system account has.
 pub const MAX_SECRETS: i64 = 20;
+/// Revoked credentials of one account that are remembered.
+pub const MAX_REVOKED: i64 = 40;
 /// Most characters of a label.
 pub const MAX_LABEL: usize = 200;
 /// How long a replaced secret has to be left unused before it is revoked, in seconds.
@@ -17,9 +19,9 @@ pub const DEFAULT_OVERLAP_S: i64 = 24 * 3600;
 pub const MAX_OVERLAP_S: i64 = 90 * 24 * 3600;
 /// How many days before it expires whoever answers for a credential is told.
 pub const EXPIRY_NOTICES_D: [i64; 3] = [1, 7, 30];
-const DAY_S: i64 = 24 * 3600;
+pub const DAY_S: i64 = 24 * 3600;
 /// Use is noted at most this often, in seconds, so that it costs no write per call.
-pub const LAST_USED_GRAIN_S: i64 = 3600;
+const LAST_USED_GRAIN_S: i64 = 3600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

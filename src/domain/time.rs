@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-const MICROS_PER_S: i64 = 1_000_000;
+pub const MICROS_PER_S: i64 = 1_000_000;
 
 impl Timestamp {
     pub const EPOCH: Self = Self(0);

@@ -7,7 +7,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,7 @@ pub struct Limit {
 /// The memory for bodies.
 pub struct Intake {
     max: usize,
+    next: AtomicU64,
     taken: Mutex<Taken>,
 }
 
@@ -41,7 +45,6 @@ struct Taken {
     total: usize,
     /// Those of which more may come, the longest last: their bytes and their number.
     growing: BTreeMap<(usize, u64), Arc<Notify>>,
-    next: u64,
 }
 
 /// A body, and the memory it takes until this is dropped.
@@ -71,6 +74,7 @@ impl Intake {
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             max,
+            next: AtomicU64::new(0),
             taken: Mutex::default(),
         })
     }
@@ -87,12 +91,9 @@ impl Intake {
     }
 
     fn share(self: &Arc<Self>) -> Share {
-        let mut taken = self.lock();
-        let number = taken.next;
-        taken.next += 1;
         Share {
             intake: Arc::clone(self),
-            number,
+            number: self.next.fetch_add(1, Relaxed),
             bytes: 0,
             turned_away: Arc::default(),
             state: State::Growing,

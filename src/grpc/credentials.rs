@@ -16,8 +16,8 @@ use crate::{
         access::Proof,
         account::{self, State as AccountState},
         credential::{
-            Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_SECRETS,
-            State, WRITABLE,
+            Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
+            MAX_SECRETS, State, WRITABLE,
         },
         error::{Error, Fields, Reason, Result},
         filter,
@@ -191,6 +191,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             let secret = Secret::new(kind, &body);
             new.hint = secret.hint();
             credentials::update(tx, &old).await?;
+            credentials::forget_all_but(tx, account, MAX_REVOKED).await?;
             require_room(tx, account, old.kind).await?;
             credentials::insert(tx, &new, Kept::Digest(&secret.digest())).await?;
             let event = call.event().about(old.name(), Some(account));

@@ -121,7 +121,7 @@ pub(super) async fn password(call: &Call, attempt: Attempt<'_>) -> Result<Proven
         app.metrics.password("refused");
         let event = Event {
             refusal: Some(Reason::InvalidCredentials),
-            ..refusal(call, attempt.refusal_event, account)
+            ..attempted(call, attempt.refusal_event, account)
         };
         transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
         return Err(Error::invalid_credentials());
@@ -198,7 +198,7 @@ pub(super) async fn of_program(
     match found {
         Some((account, credential)) if is_good(&account, &credential) => Ok((account, credential)),
         found => {
-            let event = refusal(call, "token.refused", id.map(AccountId::System));
+            let event = attempted(call, "token.refused", id.map(AccountId::System));
             // Whoever uses one that has come to its end is no stranger.
             let event = match found {
                 Some((account, credential)) => {
@@ -220,7 +220,7 @@ pub(super) async fn refresh_token(
     match look_up_refresh_token(call, text).await? {
         Some(found) => Ok(found),
         None => {
-            let event = refusal(call, "session.refresh_refused", None);
+            let event = attempted(call, "session.refresh_refused", None);
             Err(refuse(call, event, Reason::InvalidRefreshToken).await?)
         }
     }
@@ -254,7 +254,7 @@ pub(super) async fn reset_code(call: &Call, text: &str) -> Result<(Digest, Passw
             }
         }
     }
-    let event = refusal(call, "credential.password_reset_refused", None);
+    let event = attempted(call, "credential.password_reset_refused", None);
     Err(refuse(call, event, Reason::InvalidCode).await?)
 }
 
@@ -439,7 +439,8 @@ async fn refuse(call: &Call, event: Event, reason: Reason) -> Result<Error> {
     }
 }
 
-fn refusal(call: &Call, kind: &str, account: Option<AccountId>) -> Event {
+/// The event of an attempt; what became of it is for the caller to say.
+fn attempted(call: &Call, kind: &str, account: Option<AccountId>) -> Event {
     let event = call.event_of(kind);
     match account {
         Some(account) => event.about_account(account),

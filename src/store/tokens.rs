@@ -37,7 +37,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
             let sql = sql!(
                 "SELECT a.state, a.state_reason, a.state_until_time, a.expire_time, a.delete_time,
                     a.purge_time, a.tokens_not_before, c.expire_time AS credential_expire_time,
-                    c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_s,
+                    c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_us,
                     c.retire_time,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
                  FROM system_accounts a JOIN credentials c ON c.account_id = a.id

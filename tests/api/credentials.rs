@@ -139,6 +139,32 @@ on_both_engines! {
         assert_refused(update(&operator, label, &["label"]).await, Reason::WrongState);
     }
 
+    async fn who_may_make_secrets_alone_ends_none_at_once(engine: Engine) {
+        let server = engine.server().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let name = list(&server.operator().await, &account.name).await[0].name.clone();
+        let scopes = ["scopes/accountd:credentials.create", "scopes/accountd:system_accounts.update"];
+        let maker = server.system_account(&scopes).await;
+        assert_refused(rotate(&maker, &name, 0).await, Reason::ScopeMissing);
+        rotate(&maker, &name, 60).await.expect("in good order");
+    }
+
+    async fn revoked_secrets_are_remembered_as_many_as_may_be(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        let mut name = list(&operator, &account.name).await[0].name.clone();
+        let first = name.clone();
+        for _ in 0..45 {
+            server.advance_s(1);
+            name = rotate(&operator, &name, 0).await.expect("rotated").credential.expect("set").name;
+        }
+        let left = list(&operator, &account.name).await;
+        assert_eq!(left.len(), 41, "and the one that is active");
+        assert!(left.iter().all(|credential| credential.name != first));
+        assert_eq!(left.last().map(|credential| (&credential.name, credential.state())), Some((&name, State::Active)));
+    }
+
     async fn what_is_being_replaced_makes_nothing_new(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

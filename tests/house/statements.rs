@@ -114,10 +114,7 @@ async fn every_statement_works_on_both_engines_and_finds_its_rows_by_an_index() 
     );
     let mut wrong = Vec::new();
     for Statement { place, text } in &statements {
-        if ["SELECT *", ".*", "RETURNING *"]
-            .iter()
-            .any(|all| text.contains(all))
-        {
+        if text.replace("COUNT(*)", "").contains('*') {
             wrong.push(format!("{place}: names no columns"));
         }
         match plan(&databases.sqlite, text) {
