@@ -13,7 +13,7 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service, `passwords` beside `credentials`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
 //! | [`signing`] | signing keys between store and memory |

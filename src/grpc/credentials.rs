@@ -7,8 +7,7 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    convert, pb,
-    secrets::{self, Attempt, Proven, Whose},
+    convert, passwords, pb,
 };
 use crate::{
     app::App,
@@ -22,26 +21,21 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         filter,
         grant::Permission,
-        identifier,
-        name::{AccountId, CredentialId, UserId},
+        name::{AccountId, CredentialId},
         network::{self, MAX_CIDRS},
-        page,
-        password::Password,
-        role,
+        page, role,
         secret::{self, Secret},
         session::EndReason,
         system_account::MAX_LIST,
         text,
         time::Timestamp,
-        user::User,
     },
     store::{
         credentials::{self, Cursor, Kept},
         db::{Read, Write},
-        events, grants, password_resets,
+        events, grants,
         sessions::{self, Which},
-        system_accounts,
-        users::{self, PasswordOwner},
+        system_accounts, users,
     },
 };
 
@@ -65,7 +59,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         require_to_manage(&call, parent)?;
         let response = match input.detail.take() {
             Some(Detail::Password(password)) => {
-                create_password(&call, parent, &input, password.value).await?
+                passwords::create(&call, parent, &input, password.value).await?
             }
             Some(Detail::ClientSecret(_)) => {
                 create_secret(&call, parent, Kind::ClientSecret, &input).await?
@@ -233,113 +227,17 @@ impl pb::credential_service_server::CredentialService for Credentials {
         request: Request<pb::ChangePasswordRequest>,
     ) -> Reply<pb::ChangePasswordResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        if let Some(first) = call.first_answer().await? {
-            return Ok(Response::new(first));
-        }
-        let id = call.user("name", &request.name)?;
-        let mut db = call.db().read().await?;
-        let user = users::get(&mut db, id).await?;
-        let has_second_factor = credentials::has_second_factor(&mut db, id)
-            .await
-            .map_err(Error::from)?;
-        drop(db);
-        let mut fields = Fields::new();
-        let old = fields.take("old_password", Password::parse(request.old_password));
-        let new = request.new_password;
-        let new = secrets::new_password(
-            &call,
-            &mut fields,
-            "new_password",
-            new,
-            &user,
-            has_second_factor,
-        );
-        fields.finish()?;
-        let (Some(old), Some(new)) = (old, new) else {
-            return Err(Error::internal("checked above").into());
-        };
-        // The policy admits the user alone, and users have sessions.
-        let session = call.caller.session();
-        let session = session.ok_or_else(|| Error::internal("a user without a session"))?;
-        let attempt = Attempt {
-            whose: Whose::User(id),
-            password: old,
-            from: secrets::From::Session(session),
-            address: call.address,
-            refusal_event: "credential.password_change_refused",
-        };
-        let Proven {
-            credential, hash, ..
-        } = secrets::password(&call, attempt).await?;
-        let hasher = &call.app().hasher;
-        let ticket = hasher.admit(call.deadline)?.of(id.into())?;
-        let new = hasher.hash(ticket, new).await?;
-        let response = mutate!(call, |tx| {
-            let password = find(tx, id.into(), credential).await?;
-            convert::require_etag(&request.etag, password.revision, password.name())?;
-            if !credentials::replace_password(tx, id, &hash, &new, Some(call.now)).await? {
-                // Changed by somebody else since it was proved.
-                return Err(Error::invalid_credentials());
-            }
-            password_resets::delete_all(tx, id).await?;
-            let ended_sessions = if request.keep_sessions {
-                0
-            } else {
-                let which = Which {
-                    except: Some(session),
-                    ..Which::default()
-                };
-                sessions::end_all(tx, id, which, call.now, EndReason::PasswordChanged).await?
-            };
-            let event = call.event().about(password.name(), Some(id.into()));
-            events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
-            pb::ChangePasswordResponse { ended_sessions }
-        })?;
-        Ok(Response::new(response))
+        Ok(Response::new(passwords::change(&call, request).await?))
     }
 
     async fn create_password_reset(
         &self,
         request: Request<pb::CreatePasswordResetRequest>,
     ) -> Reply<pb::CreatePasswordResetResponse> {
-        use pb::create_password_reset_request::{Account, Delivery};
         let (call, request) = Call::enter(&self.app, request).await?;
-        match request.delivery() {
-            Delivery::Return => call.require("credentials.reset")?,
-            Delivery::Send => {
-                let text = "needs a message sender, and this version has none";
-                let name = "delivery SEND";
-                return Err(Error::precondition(Reason::DeliveryUnavailable, name, text).into());
-            }
-            Delivery::Unspecified => {
-                return Err(Error::field("delivery", "must be SEND or RETURN").into());
-            }
-        }
-        let code = Secret::new(
-            secret::Kind::PasswordReset,
-            &call.app().random.bytes::<32>(),
-        );
-        let lifetime_s = call.app().config.passwords.reset_lifetime_s;
-        let expire_time = call.now.plus_s(lifetime_s);
-        let response = mutate!(call, |tx| {
-            let user = match &request.account {
-                Some(Account::Name(name)) => users::get(tx, call.user("name", name)?).await?,
-                Some(Account::Identifier(typed)) => find_identified(tx, typed).await?,
-                None => return Err(Error::field("name", "or `identifier` is required")),
-            };
-            user.lifecycle
-                .require(&[AccountState::Active], user.id, call.now)?;
-            call.require_full_power_over(tx, user.id.into()).await?;
-            // One at a time: a lost code is good for nobody once there is another.
-            password_resets::delete_all(tx, user.id).await?;
-            password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;
-            events::append(tx, &call.event().about_account(user.id)).await?;
-            pb::CreatePasswordResetResponse {
-                code: code.text(),
-                expire_time: Some(convert::timestamp(expire_time)),
-            }
-        })?;
-        Ok(Response::new(without_secret_if_dry(&call, response)))
+        Ok(Response::new(
+            passwords::create_reset(&call, request).await?,
+        ))
     }
 
     async fn reset_password(
@@ -347,59 +245,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         request: Request<pb::ResetPasswordRequest>,
     ) -> Reply<pb::ResetPasswordResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        if let Some(first) = call.first_answer().await? {
-            return Ok(Response::new(first));
-        }
-        let (digest, owner) = secrets::reset_code(&call, &request.code).await?;
-        let PasswordOwner { id, password, .. } = owner;
-        let mut db = call.db().read().await?;
-        let user = users::get(&mut db, id).await?;
-        let has_second_factor = credentials::has_second_factor(&mut db, id)
-            .await
-            .map_err(Error::from)?;
-        drop(db);
-        let mut fields = Fields::new();
-        let new = request.new_password;
-        let new = secrets::new_password(
-            &call,
-            &mut fields,
-            "new_password",
-            new,
-            &user,
-            has_second_factor,
-        );
-        fields.finish()?;
-        let new = new.ok_or_else(|| Error::internal("checked above"))?;
-        let hasher = &call.app().hasher;
-        let ticket = hasher.admit(call.deadline)?.of(id.into())?;
-        let new = hasher.hash(ticket, new).await?;
-        let response = mutate!(call, |tx| {
-            let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
-            if redeemed != Some(user.id) || !is_active(tx, user.id, call.now).await? {
-                return Err(Error::Unauthenticated(Reason::InvalidCode));
-            }
-            match &password {
-                Some((_, old)) => {
-                    if !credentials::replace_password(tx, user.id, old, &new, Some(call.now))
-                        .await?
-                    {
-                        return Err(Error::Conflict);
-                    }
-                }
-                None => {
-                    let credential = secrets::password_credential(&call, user.id);
-                    credentials::insert(tx, &credential, Kept::Password(&new)).await?;
-                }
-            }
-            password_resets::delete_all(tx, user.id).await?;
-            let reason = EndReason::PasswordReset;
-            let ended_sessions =
-                sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;
-            let event = call.event().about_account(user.id);
-            events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
-            pb::ResetPasswordResponse { ended_sessions }
-        })?;
-        Ok(Response::new(response))
+        Ok(Response::new(passwords::reset(&call, request).await?))
     }
 }
 
@@ -412,62 +258,6 @@ fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// A person's first password, which only the person sets (ASVS 6.4.6).
-async fn create_password(
-    call: &Call,
-    parent: AccountId,
-    input: &pb::Credential,
-    typed: String,
-) -> Result<pb::CreateCredentialResponse> {
-    let AccountId::User(id) = parent else {
-        return Err(not_allowed(parent, Kind::Password));
-    };
-    if call.caller.account() != Some(parent) {
-        let scopes = Vec::new();
-        return Err(Error::Denied {
-            reason: Reason::ScopeMissing,
-            scopes,
-        });
-    }
-    let mut db = call.db().read().await?;
-    let user = users::get(&mut db, id).await?;
-    let has_second_factor = credentials::has_second_factor(&mut db, id).await?;
-    let has_password = credentials::count(&mut db, parent, Kind::Password).await? > 0;
-    drop(db);
-    if has_password {
-        // Before anything is hashed for nothing.
-        let name = format!("{parent}/credentials");
-        return Err(Error::AlreadyExists { name });
-    }
-    let mut fields = Fields::new();
-    let field = "credential.password.value";
-    let password = secrets::new_password(call, &mut fields, field, typed, &user, has_second_factor);
-    let edits = edits(&mut fields, &["label"], input, call.now);
-    refuse_limits(&mut fields, input);
-    fields.finish()?;
-    let password = password.ok_or_else(|| Error::internal("checked above"))?;
-    let hasher = &call.app().hasher;
-    let hash = hasher
-        .hash(hasher.admit(call.deadline)?.of(parent)?, password)
-        .await?;
-    let mut credential = secrets::password_credential(call, id);
-    for edit in edits {
-        credential.edit(edit)?;
-    }
-    mutate!(call, |tx| {
-        state(tx, parent)
-            .await?
-            .require(&[AccountState::Active], parent, call.now)?;
-        credentials::insert(tx, &credential, Kept::Password(&hash)).await?;
-        let event = call.event().about(credential.name(), Some(parent));
-        events::append(tx, &event.detail("kind", credential.kind.name())).await?;
-        pb::CreateCredentialResponse {
-            credential: Some(shown(&credential)),
-            secret: String::new(),
-        }
-    })
 }
 
 /// A secret of a program, made by us.
@@ -559,19 +349,23 @@ async fn own_credential(
 }
 
 /// What was made only to be checked is not handed out.
-fn without_secret_if_dry<A: super::call::Answer>(call: &Call, mut answer: A) -> A {
+pub(super) fn without_secret_if_dry<A: super::call::Answer>(call: &Call, mut answer: A) -> A {
     if call.validate_only {
         answer.withhold_secrets();
     }
     answer
 }
 
-fn not_allowed(account: AccountId, kind: Kind) -> Error {
+pub(super) fn not_allowed(account: AccountId, kind: Kind) -> Error {
     let text = format!("cannot hold a {}", kind.name());
     Error::precondition(Reason::CredentialKindNotAllowed, account.to_string(), text)
 }
 
-async fn find(db: &mut Read, account: AccountId, id: CredentialId) -> Result<Credential> {
+pub(super) async fn find(
+    db: &mut Read,
+    account: AccountId,
+    id: CredentialId,
+) -> Result<Credential> {
     let missing = || Error::not_found(account.child("credentials", id.0));
     credentials::find(db, account, id)
         .await?
@@ -627,20 +421,8 @@ async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Resul
         .any(|grant| grant.permission == role && grant.is_in_effect(now)))
 }
 
-async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {
-    let key = identifier::key(typed).unwrap_or_default();
-    let user = users::find_by_identifier(db, users::IdentifierKind::Username, &key).await?;
-    user.ok_or_else(|| Error::not_found("the user looked up"))
-}
-
-async fn is_active(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
-    Ok(users::find(db, id)
-        .await?
-        .is_some_and(|user| user.lifecycle.may_act(now)))
-}
-
 /// The state of an account of either kind.
-async fn state(db: &mut Read, account: AccountId) -> Result<account::Lifecycle> {
+pub(super) async fn state(db: &mut Read, account: AccountId) -> Result<account::Lifecycle> {
     let found = match account {
         AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
         AccountId::System(id) => system_accounts::find(db, id)
@@ -661,7 +443,12 @@ fn is_set(path: &str, credential: &pb::Credential) -> bool {
 }
 
 /// The named fields of a message as edits; what is wrong with them goes to `fields`.
-fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Credential, now: Timestamp) -> Vec<Edit> {
+pub(super) fn edits(
+    fields: &mut Fields,
+    paths: &[&str],
+    input: &pb::Credential,
+    now: Timestamp,
+) -> Vec<Edit> {
     let edit = |path: &str| -> Result<Edit, String> {
         Ok(match path {
             "label" => Edit::Label(text::line(&input.label, MAX_LABEL)?),
@@ -690,7 +477,7 @@ fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Credential, now: Times
 }
 
 /// A password has none of the limits of a program's secret.
-fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
+pub(super) fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
     for path in WRITABLE
         .iter()
         .filter(|path| **path != "label" && is_set(path, input))
@@ -702,7 +489,7 @@ fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
     }
 }
 
-fn shown(credential: &Credential) -> pb::Credential {
+pub(super) fn shown(credential: &Credential) -> pb::Credential {
     use pb::credential::{ApiKey, ClientSecret, Detail, Password, State as PbState};
     pb::Credential {
         name: credential.name(),

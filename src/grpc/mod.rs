@@ -14,6 +14,7 @@ mod grants;
 mod keys;
 pub mod layer;
 mod mint;
+mod passwords;
 mod secrets;
 mod sessions;
 pub mod status;

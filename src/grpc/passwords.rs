@@ -1,0 +1,265 @@
+//! What CredentialService does with a person's password.
+
+use super::{
+    call::{Call, mutate},
+    convert,
+    credentials::{edits, find, not_allowed, refuse_limits, shown, state, without_secret_if_dry},
+    pb::{
+        self,
+        create_password_reset_request::{Account, Delivery},
+    },
+    secrets::{self, Attempt, Proven, Whose},
+};
+use crate::{
+    domain::{
+        account::State,
+        credential::Kind,
+        error::{Error, Fields, Reason, Result},
+        identifier,
+        name::{AccountId, UserId},
+        password::Password,
+        secret::{self, Secret},
+        session::EndReason,
+        time::Timestamp,
+        user::User,
+    },
+    store::{
+        credentials::{self, Kept},
+        db::Read,
+        events, password_resets,
+        sessions::{self, Which},
+        users::{self, PasswordOwner},
+    },
+};
+
+/// A person's first password, which only the person sets (ASVS 6.4.6).
+pub(super) async fn create(
+    call: &Call,
+    parent: AccountId,
+    input: &pb::Credential,
+    typed: String,
+) -> Result<pb::CreateCredentialResponse> {
+    let AccountId::User(id) = parent else {
+        return Err(not_allowed(parent, Kind::Password));
+    };
+    if call.caller.account() != Some(parent) {
+        let scopes = Vec::new();
+        return Err(Error::Denied {
+            reason: Reason::ScopeMissing,
+            scopes,
+        });
+    }
+    let mut db = call.db().read().await?;
+    let (user, has_second_factor) = owner(&mut db, id).await?;
+    let has_password = credentials::count(&mut db, parent, Kind::Password).await? > 0;
+    drop(db);
+    if has_password {
+        // Before anything is hashed for nothing.
+        let name = format!("{parent}/credentials");
+        return Err(Error::AlreadyExists { name });
+    }
+    let mut fields = Fields::new();
+    let field = "credential.password.value";
+    let password = secrets::new_password(call, &mut fields, field, typed, &user, has_second_factor);
+    let edits = edits(&mut fields, &["label"], input, call.now);
+    refuse_limits(&mut fields, input);
+    fields.finish()?;
+    let password = password.ok_or_else(|| Error::internal("checked above"))?;
+    let hasher = &call.app().hasher;
+    let hash = hasher
+        .hash(hasher.admit(call.deadline)?.of(parent)?, password)
+        .await?;
+    let mut credential = secrets::password_credential(call, id);
+    for edit in edits {
+        credential.edit(edit)?;
+    }
+    mutate!(call, |tx| {
+        state(tx, parent)
+            .await?
+            .require(&[State::Active], parent, call.now)?;
+        credentials::insert(tx, &credential, Kept::Password(&hash)).await?;
+        let event = call.event().about(credential.name(), Some(parent));
+        events::append(tx, &event.detail("kind", credential.kind.name())).await?;
+        pb::CreateCredentialResponse {
+            credential: Some(shown(&credential)),
+            secret: String::new(),
+        }
+    })
+}
+
+/// Replaces the caller's own password, which they have to show.
+pub(super) async fn change(
+    call: &Call,
+    request: pb::ChangePasswordRequest,
+) -> Result<pb::ChangePasswordResponse> {
+    if let Some(first) = call.first_answer().await? {
+        return Ok(first);
+    }
+    let id = call.user("name", &request.name)?;
+    let (user, has_second_factor) = owner(&mut call.db().read().await?, id).await?;
+    let mut fields = Fields::new();
+    let old = fields.take("old_password", Password::parse(request.old_password));
+    let new = request.new_password;
+    let new = secrets::new_password(
+        call,
+        &mut fields,
+        "new_password",
+        new,
+        &user,
+        has_second_factor,
+    );
+    fields.finish()?;
+    let (Some(old), Some(new)) = (old, new) else {
+        return Err(Error::internal("checked above"));
+    };
+    // The policy admits the user alone, and users have sessions.
+    let session = call.caller.session();
+    let session = session.ok_or_else(|| Error::internal("a user without a session"))?;
+    let attempt = Attempt {
+        whose: Whose::User(id),
+        password: old,
+        from: secrets::From::Session(session),
+        address: call.address,
+        refusal_event: "credential.password_change_refused",
+    };
+    let Proven {
+        credential, hash, ..
+    } = secrets::password(call, attempt).await?;
+    let hasher = &call.app().hasher;
+    let ticket = hasher.admit(call.deadline)?.of(id.into())?;
+    let new = hasher.hash(ticket, new).await?;
+    mutate!(call, |tx| {
+        let password = find(tx, id.into(), credential).await?;
+        convert::require_etag(&request.etag, password.revision, password.name())?;
+        if !credentials::replace_password(tx, id, &hash, &new, Some(call.now)).await? {
+            // Changed by somebody else since it was proved.
+            return Err(Error::invalid_credentials());
+        }
+        password_resets::delete_all(tx, id).await?;
+        let ended_sessions = if request.keep_sessions {
+            0
+        } else {
+            let which = Which {
+                except: Some(session),
+                ..Which::default()
+            };
+            sessions::end_all(tx, id, which, call.now, EndReason::PasswordChanged).await?
+        };
+        let event = call.event().about(password.name(), Some(id.into()));
+        events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
+        pb::ChangePasswordResponse { ended_sessions }
+    })
+}
+
+/// Makes a one-time code for setting a password.
+pub(super) async fn create_reset(
+    call: &Call,
+    request: pb::CreatePasswordResetRequest,
+) -> Result<pb::CreatePasswordResetResponse> {
+    match request.delivery() {
+        Delivery::Return => call.require("credentials.reset")?,
+        Delivery::Send => {
+            let text = "needs a message sender, and this version has none";
+            let name = "delivery SEND";
+            return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
+        }
+        Delivery::Unspecified => {
+            return Err(Error::field("delivery", "must be SEND or RETURN"));
+        }
+    }
+    let code = Secret::new(
+        secret::Kind::PasswordReset,
+        &call.app().random.bytes::<32>(),
+    );
+    let lifetime_s = call.app().config.passwords.reset_lifetime_s;
+    let expire_time = call.now.plus_s(lifetime_s);
+    let response = mutate!(call, |tx| {
+        let user = match &request.account {
+            Some(Account::Name(name)) => users::get(tx, call.user("name", name)?).await?,
+            Some(Account::Identifier(typed)) => find_identified(tx, typed).await?,
+            None => return Err(Error::field("name", "or `identifier` is required")),
+        };
+        user.lifecycle
+            .require(&[State::Active], user.id, call.now)?;
+        call.require_full_power_over(tx, user.id.into()).await?;
+        // One at a time: a lost code is good for nobody once there is another.
+        password_resets::delete_all(tx, user.id).await?;
+        password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;
+        events::append(tx, &call.event().about_account(user.id)).await?;
+        pb::CreatePasswordResetResponse {
+            code: code.text(),
+            expire_time: Some(convert::timestamp(expire_time)),
+        }
+    })?;
+    Ok(without_secret_if_dry(call, response))
+}
+
+/// Sets a password against a one-time code.
+pub(super) async fn reset(
+    call: &Call,
+    request: pb::ResetPasswordRequest,
+) -> Result<pb::ResetPasswordResponse> {
+    if let Some(first) = call.first_answer().await? {
+        return Ok(first);
+    }
+    let (digest, PasswordOwner { id, password, .. }) =
+        secrets::reset_code(call, &request.code).await?;
+    let (user, has_second_factor) = owner(&mut call.db().read().await?, id).await?;
+    let mut fields = Fields::new();
+    let new = request.new_password;
+    let new = secrets::new_password(
+        call,
+        &mut fields,
+        "new_password",
+        new,
+        &user,
+        has_second_factor,
+    );
+    fields.finish()?;
+    let new = new.ok_or_else(|| Error::internal("checked above"))?;
+    let hasher = &call.app().hasher;
+    let ticket = hasher.admit(call.deadline)?.of(id.into())?;
+    let new = hasher.hash(ticket, new).await?;
+    mutate!(call, |tx| {
+        let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
+        if redeemed != Some(user.id) || !is_active(tx, user.id, call.now).await? {
+            return Err(Error::Unauthenticated(Reason::InvalidCode));
+        }
+        match &password {
+            Some((_, old)) => {
+                if !credentials::replace_password(tx, user.id, old, &new, Some(call.now)).await? {
+                    return Err(Error::Conflict);
+                }
+            }
+            None => {
+                let credential = secrets::password_credential(call, user.id);
+                credentials::insert(tx, &credential, Kept::Password(&new)).await?;
+            }
+        }
+        password_resets::delete_all(tx, user.id).await?;
+        let reason = EndReason::PasswordReset;
+        let ended_sessions =
+            sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;
+        let event = call.event().about_account(user.id);
+        events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
+        pb::ResetPasswordResponse { ended_sessions }
+    })
+}
+
+/// A user, and whether a password alone does not let them in.
+async fn owner(db: &mut Read, id: UserId) -> Result<(User, bool)> {
+    let user = users::get(db, id).await?;
+    Ok((user, credentials::has_second_factor(db, id).await?))
+}
+
+async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {
+    let key = identifier::key(typed).unwrap_or_default();
+    let user = users::find_by_identifier(db, users::IdentifierKind::Username, &key).await?;
+    user.ok_or_else(|| Error::not_found("the user looked up"))
+}
+
+async fn is_active(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
+    Ok(users::find(db, id)
+        .await?
+        .is_some_and(|user| user.lifecycle.may_act(now)))
+}
