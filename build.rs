@@ -3,6 +3,7 @@
 //! which fields hold secrets. An RPC without a policy or without an HTTP binding does not build.
 
 use std::{
+    borrow::Cow,
     env,
     error::Error,
     fmt::Write as _,
@@ -11,7 +12,8 @@ use std::{
 };
 
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage as _, Value,
+    DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, ReflectMessage as _,
+    Value,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -91,14 +93,30 @@ fn policies(pool: &DescriptorPool) -> Result<String> {
         writeln!(
             code,
             "    Policy {{ rpc: {path:?}, access: Access::{access}, scopes: &{scopes:?}, \
-             allow_self: {allow_self}, field_scopes: &{:?}, private: {}, event: {:?} }},",
+             allow_self: {allow_self}, field_scopes: &{:?}, demand: {}, private: {}, event: {:?} }},",
             strings(&policy, "field_scope"),
+            demand(&policy),
             number("plane") == 1,
             text(&policy, "event"),
         )?;
     }
     code.push(']');
     Ok(code)
+}
+
+/// What a person has to have shown, as a Rust expression.
+fn demand(policy: &DynamicMessage) -> String {
+    let number = |field: &str| policy.get_field_by_name(field).map(Cow::into_owned);
+    let is_aal2 = matches!(number("assurance"), Some(Value::EnumNumber(1)));
+    let max_age_s = match number("max_age_s") {
+        Some(Value::I64(seconds)) if seconds > 0 => Some(seconds),
+        _ => None,
+    };
+    if !is_aal2 && max_age_s.is_none() {
+        return "None".to_owned();
+    }
+    let assurance = if is_aal2 { "Aal2" } else { "Aal1" };
+    format!("Some(Demand {{ assurance: Assurance::{assurance}, max_age_s: {max_age_s:?} }})")
 }
 
 /// What the door and the idempotency record need to know of each message.
@@ -144,7 +162,14 @@ fn messages(pool: &DescriptorPool) -> Result<String> {
     {
         let mut clear = String::new();
         for field in secret_fields(answer) {
-            write!(clear, " self.{field}.clear();")?;
+            let is_message = answer
+                .get_field_by_name(&field)
+                .is_some_and(|field| matches!(field.kind(), Kind::Message(_)));
+            if is_message {
+                write!(clear, " self.{field} = None;")?;
+            } else {
+                write!(clear, " self.{field}.clear();")?;
+            }
         }
         writeln!(
             code,

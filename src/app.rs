@@ -12,6 +12,7 @@ use crate::{
     domain::{
         keyring::{Genuine, Keyring},
         master_key::Keys,
+        passkey::RelyingParty,
         secret::Digest,
     },
     env::{Clock, Random},
@@ -30,6 +31,8 @@ pub struct App {
     pub hasher: Hasher,
     /// What the master key comes to.
     pub keys: Keys,
+    /// What browsers know this installation by, if it can have passkeys.
+    pub passkeys: Option<Box<RelyingParty>>,
     /// The signing keys as last read; see `signing::refresh`.
     pub keyring: ArcSwap<Keyring>,
     /// Tokens whose signatures were verified, by their digests.
@@ -73,6 +76,7 @@ impl App {
         } = parts;
         Ok(Self {
             proxies: config.proxies()?,
+            passkeys: config.relying_party(&issuer)?.map(Box::new),
             metrics: Metrics::new(&hasher, db.stats()),
             intake: Intake::new(config.limits.max_received_bytes),
             instance: random.uuid(clock.now()),

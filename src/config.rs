@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,9 +19,11 @@ use figment::{
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::domain::{
-    network, password::Cost, session::Lifetimes, signing_key::Algorithm, throttle,
+    name, network, passkey::RelyingParty, password::Cost, session::Lifetimes,
+    signing_key::Algorithm, throttle,
 };
 
 /// A section: a struct whose fields have a default and whose documentation can be printed.
@@ -89,6 +91,8 @@ section! {
         sessions: Sessions = Sessions::default(),
         /// How people sign in.
         sign_in: SignIn = SignIn::default(),
+        /// Passkeys.
+        passkeys: Passkeys = Passkeys::default(),
         /// Failed attempts to prove an identity.
         throttle: Throttle = Throttle::default(),
         /// Browsers calling from other origins.
@@ -206,6 +210,8 @@ section! {
         lifetime_s: i64 = 2_592_000,
         /// Life without use, in seconds.
         idle_lifetime_s: i64 = 1_209_600,
+        /// How long two factors count as two, in seconds; then `acr` is aal1 (NIST: at most a day).
+        aal2_lifetime_s: i64 = 86_400,
         /// Live sessions of one user; a sign-in above that ends the oldest.
         max_per_user: i64 = 100,
         /// Seconds during which a refresh token may be sent again to get the same successor.
@@ -219,6 +225,29 @@ section! {
         require_frontend: bool = false,
         /// How long a device is remembered, in seconds.
         device_lifetime_s: i64 = 15_552_000,
+        /// Life of a challenge and of the code in it, in seconds; at most 10 minutes.
+        challenge_lifetime_s: i64 = 300,
+        /// How long a new TOTP generator or passkey waits to be confirmed, in seconds; at most an hour.
+        enrolment_lifetime_s: i64 = 600,
+        /// What people's authenticators call this service.
+        service_name: String = "accountd".to_owned(),
+    }
+}
+
+section! {
+    Passkeys {
+        /// The domain they are for (WebAuthn relying party id), which can never change without losing
+        /// them all. Derived from `public_url` when unset; there are none where that is an IP address.
+        domain: Option<String> = None,
+        /// Origins (`https://login.example`) of the pages that ask for them, the domain's own first;
+        /// those of other domains are named in /.well-known/webauthn. Unset: that of `public_url`.
+        origins: Vec<String> = Vec::new(),
+        /// `none`, or `required`: only authenticators of the makers in `attestation_roots_file`.
+        attestation: String = "none".to_owned(),
+        /// PEM file of the root certificates of makers.
+        attestation_roots_file: Option<PathBuf> = None,
+        /// Models (AAGUIDs) of these makers that are accepted; all of them when empty.
+        attestation_models: Vec<String> = Vec::new(),
     }
 }
 
@@ -228,10 +257,16 @@ section! {
         account_free: u32 = 5,
         /// The same for one source network.
         network_free: u32 = 50,
+        /// Challenges of one source network that are open at once.
+        network_challenges: i64 = 1_000,
         /// The first wait, in seconds; each further failure doubles it.
         base_delay_s: i64 = 1,
         /// The longest wait, in seconds.
         max_delay_s: i64 = 900,
+        /// The longest wait for who has shown a first factor and fails at the second, in seconds.
+        second_factor_max_delay_s: i64 = 86_400,
+        /// Such failures are forgotten after this long without an attempt, in seconds.
+        second_factor_forget_s: i64 = 2_592_000,
         /// Failures of an account are forgotten after this long without an attempt, in seconds.
         account_forget_s: i64 = 86_400,
         /// The same for one source network.
@@ -272,7 +307,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 11] = [
+const SECTIONS: [(&str, Docs); 12] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -281,6 +316,7 @@ const SECTIONS: [(&str, Docs); 11] = [
     ("tokens", Tokens::DOCS),
     ("sessions", Sessions::DOCS),
     ("sign_in", SignIn::DOCS),
+    ("passkeys", Passkeys::DOCS),
     ("throttle", Throttle::DOCS),
     ("cors", Cors::DOCS),
     ("retention", Retention::DOCS),
@@ -596,11 +632,26 @@ impl Config {
         if !(1..=86_400).contains(&self.passwords.reset_lifetime_s) {
             return Err("setting `passwords.reset_lifetime_s` has to be 1 to 86400".to_owned());
         }
+        if self.sign_in.challenge_lifetime_s > 600 {
+            return Err("setting `sign_in.challenge_lifetime_s` has to be at most 600".to_owned());
+        }
+        if self.sign_in.enrolment_lifetime_s > 3_600 {
+            return Err("setting `sign_in.enrolment_lifetime_s` has to be at most 3600".to_owned());
+        }
         if self.limits.drain_timeout_s > 25 {
             return Err("setting `limits.drain_timeout_s` has to be at most 25".to_owned());
         }
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return Err("`tls.certificate_file` and `tls.key_file` go together".to_owned());
+        }
+        if !["none", "required"].contains(&self.passkeys.attestation.as_str()) {
+            return Err("setting `passkeys.attestation` has to be none or required".to_owned());
+        }
+        let origins = &self.passkeys.origins;
+        if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(format!(
+                "`{bad}` in `passkeys.origins` is not an origin such as https://login.example"
+            ));
         }
         if !["text", "json"].contains(&self.log.format.as_str()) {
             return Err("setting `log.format` has to be text or json".to_owned());
@@ -697,11 +748,13 @@ impl Config {
             lifetime_s,
             idle_lifetime_s,
             refresh_replay_s,
+            aal2_lifetime_s,
             ..
         } = self.sessions;
         Lifetimes {
             session_s: lifetime_s,
             idle_s: idle_lifetime_s,
+            aal2_s: aal2_lifetime_s,
             replay_s: refresh_replay_s,
         }
     }
@@ -719,6 +772,23 @@ impl Config {
             base_delay_s,
             max_delay_s,
             forget_after_s: account_forget_s,
+        }
+    }
+
+    /// For who has shown a first factor.
+    pub const fn second_factor_throttle(&self) -> throttle::Rule {
+        let Throttle {
+            account_free,
+            base_delay_s,
+            second_factor_max_delay_s,
+            second_factor_forget_s,
+            ..
+        } = self.throttle;
+        throttle::Rule {
+            free: account_free,
+            base_delay_s,
+            max_delay_s: second_factor_max_delay_s,
+            forget_after_s: second_factor_forget_s,
         }
     }
 
@@ -760,6 +830,48 @@ impl Config {
             .unwrap_or_else(|| format!("{scheme}://{listen}"))
     }
 
+    /// What browsers know this installation by, if it can have passkeys: an IP address cannot.
+    pub fn relying_party(&self, issuer: &str) -> Result<Option<RelyingParty>, String> {
+        let url: http::Uri = issuer
+            .parse()
+            .map_err(|error| format!("{issuer}: {error}"))?;
+        let host = url.host().unwrap_or_default();
+        let settings = &self.passkeys;
+        let domain = match settings.domain.as_deref() {
+            Some(domain) => domain,
+            None if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => return Ok(None),
+            None => host,
+        };
+        let own = format!(
+            "{}://{}",
+            url.scheme_str().unwrap_or_default(),
+            url.authority().map_or("", http::uri::Authority::as_str)
+        );
+        let origins = if settings.origins.is_empty() {
+            vec![own]
+        } else {
+            settings.origins.clone()
+        };
+        let models: Result<Vec<Uuid>, String> = settings
+            .attestation_models
+            .iter()
+            .map(|model| {
+                name::uuid(model)
+                    .ok_or_else(|| format!("`{model}` in `passkeys.attestation_models` is no UUID"))
+            })
+            .collect();
+        let models = models?;
+        let roots = match &settings.attestation_roots_file {
+            Some(file) => pem_blocks(&read_file(file)?),
+            None => Vec::new(),
+        };
+        let roots = (settings.attestation == "required").then_some((&*roots, &*models));
+        let name = &self.sign_in.service_name;
+        RelyingParty::new(domain, name, &origins, roots)
+            .map(Some)
+            .map_err(|error| format!("passkeys: {error}"))
+    }
+
     pub const fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.limits.request_timeout_s)
     }
@@ -781,6 +893,15 @@ fn check_public_url(url: &str) -> Result<(), String> {
 
 fn is_origin(origin: &str) -> bool {
     check_public_url(origin).is_ok() && origin.matches('/').count() == 2
+}
+
+/// The certificates in a PEM file, one text each.
+fn pem_blocks(text: &str) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    text.split_inclusive(END)
+        .filter(|block| block.contains(END))
+        .map(|block| block.trim().to_owned())
+        .collect()
 }
 
 /// Reads a file that a setting names.

@@ -21,7 +21,7 @@ use crate::{
     grpc::call::Call,
     signing,
     store::{
-        credentials,
+        challenges, credentials,
         db::{Read, Write},
         events, grants, leases, meta, password_resets, requests, sessions, system_accounts,
         throttles, tokens, transact, users,
@@ -127,12 +127,15 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         .config
         .throttle
         .account_forget_s
-        .max(app.config.throttle.network_forget_s);
+        .max(app.config.throttle.network_forget_s)
+        .max(app.config.throttle.second_factor_forget_s);
     let old = [
         (Table::Throttles, ago(throttles_s)),
         (Table::Requests, ago(retention.requests_s)),
         (Table::RevokedTokens, ago(CLOCKS_APART_S)),
         (Table::PasswordResets, now),
+        (Table::Challenges, now),
+        (Table::Enrolments, now),
         (Table::Sessions, ago(retention.ended_sessions_s)),
         (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
@@ -162,6 +165,9 @@ enum Table {
     Requests,
     RevokedTokens,
     PasswordResets,
+    Challenges,
+    /// Credentials that were never confirmed.
+    Enrolments,
     Sessions,
     Credentials,
     Grants,
@@ -184,6 +190,8 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Requests => requests::forget(tx, before, BATCH).await?,
         Table::RevokedTokens => tokens::forget(tx, before, BATCH).await?,
         Table::PasswordResets => password_resets::forget(tx, before, BATCH).await?,
+        Table::Challenges => challenges::forget(tx, before, BATCH).await?,
+        Table::Enrolments => credentials::forget_pending(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service, `passwords` beside `credentials`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service; `passwords` and `factors` beside `credentials`, `challenges` and `sign_in` beside `sessions`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
 //! | [`signing`] | signing keys between store and memory |
@@ -32,7 +32,7 @@
 //! `tests/house` checks that `domain` imports nothing of ours, `store` only `domain` and `env`, and
 //! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store`
 //! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password`,
-//! jsonwebtoken in `domain::keyring`.
+//! jsonwebtoken in `domain::keyring`, webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`.
 //!
 //! # How a request flows
 //!
@@ -53,7 +53,10 @@
 //! # Where to look when reading for security
 //!
 //! - who may call what: the policies in `proto/`, [`domain::access`], [`grpc::call::Call::enter`]
-//! - every secret that is presented: `grpc/secrets.rs`; guessing: [`domain::throttle`]
+//! - every secret that is presented: `grpc/secrets/`; guessing: [`domain::throttle`]
+//! - sign-in in steps: [`domain::challenge`]; what a person has shown, and what an RPC demands:
+//!   [`domain::assurance`]; second factors: [`domain::totp`], [`domain::recovery_code`],
+//!   [`domain::passkey`]
 //! - every token that is made: `grpc/mint.rs`; every token that is believed: [`domain::keyring`] and
 //!   [`domain::token::Standing`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]

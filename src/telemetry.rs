@@ -26,7 +26,8 @@ use crate::{config, hasher, store};
 
 /// Starts logging to standard error. To be called once, by the program.
 pub fn start_logging(log: &config::Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| format!("log.level: {error}"))?;
+    let level = format!("{QUIET},{}", log.level);
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("log.level: {error}"))?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     if log.format == "json" {
@@ -36,6 +37,9 @@ pub fn start_logging(log: &config::Log) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// The WebAuthn libraries report every wrong answer as an error, with what was sent; ours is an event.
+const QUIET: &str = "webauthn_rs=off,webauthn_rs_core=off,webauthn_attestation_ca=off";
 
 /// The metrics of one server.
 pub struct Metrics {

@@ -118,7 +118,7 @@ impl Subject {
                 .await?;
             match response.into_inner().result {
                 Some(pb::sign_in_response::Result::Tokens(tokens)) => sessions.push(tokens),
-                None => return Err(Status::internal("a sign-in without tokens")),
+                _ => return Err(Status::internal("a sign-in without tokens")),
             }
         }
         Ok(sessions)

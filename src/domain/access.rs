@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::LazyLock};
 use uuid::Uuid;
 
 use super::{
+    assurance::{Assurance, Demand},
     error::{Error, Reason, Result},
     name::{AccountId, CredentialId, SessionId},
     token::{AccountClaims, Claims},
@@ -22,6 +23,8 @@ pub struct Policy {
     pub allow_self: bool,
     /// What some values of the request need on top, asked for by the handler.
     pub field_scopes: &'static [&'static str],
+    /// What a person has to have shown.
+    pub demand: Option<Demand>,
     /// Served on the private listener only, when there is one.
     pub private: bool,
     /// The type of the event that a success writes; empty for reads.
@@ -231,6 +234,7 @@ mod tests {
             scopes,
             allow_self,
             field_scopes: &[],
+            demand: None,
             private: false,
             event: "",
         }

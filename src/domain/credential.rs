@@ -1,15 +1,21 @@
 //! What proves who an account is; the secret itself is only ever seen by `store` and the hasher.
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error::{Error, Reason, Result},
     name::{AccountId, CredentialId},
+    passkey,
     time::{self, Timestamp},
+    totp,
 };
 
 /// Most secrets of one kind that a system account has.
 pub const MAX_SECRETS: i64 = 20;
+/// Most TOTP generators and most passkeys of a person.
+pub const MAX_TOTPS: i64 = 5;
+pub const MAX_PASSKEYS: i64 = 20;
 /// Revoked credentials of one account that are remembered.
 pub const MAX_REVOKED: i64 = 40;
 /// Most characters of a label.
@@ -26,30 +32,59 @@ const LAST_USED_GRAIN_S: i64 = 3600;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Password,
+    Totp,
+    Passkey,
+    RecoveryCodes,
     ClientSecret,
     ApiKey,
 }
 
 impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Password,
+        Self::Totp,
+        Self::Passkey,
+        Self::RecoveryCodes,
+        Self::ClientSecret,
+        Self::ApiKey,
+    ];
+
     /// As stored.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Password => "password",
+            Self::Totp => "totp",
+            Self::Passkey => "passkey",
+            Self::RecoveryCodes => "recovery_codes",
             Self::ClientSecret => "client_secret",
             Self::ApiKey => "api_key",
         }
     }
 
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Password, Self::ClientSecret, Self::ApiKey]
-            .into_iter()
-            .find(|kind| kind.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether whoever has one signs in with two factors.
+    pub const fn is_second_factor(self) -> bool {
+        matches!(self, Self::Totp | Self::Passkey)
+    }
+
+    /// Whether one of them is a way in, without anything else or as the first of two steps.
+    pub const fn is_way_in(self) -> bool {
+        !matches!(self, Self::Totp | Self::RecoveryCodes)
+    }
+
+    const fn is_of_program(self) -> bool {
+        matches!(self, Self::ClientSecret | Self::ApiKey)
     }
 }
 
 /// Whether a credential is accepted; an expired one is not, whatever its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// Enrolled, and not shown to be in the hands of its owner yet.
+    Pending,
     Active,
     /// Replaced, and accepted until it has been left unused for a while.
     Retiring,
@@ -57,11 +92,12 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 3] = [Self::Active, Self::Retiring, Self::Revoked];
+    const ALL: [Self; 4] = [Self::Pending, Self::Active, Self::Retiring, Self::Revoked];
 
     /// As stored.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Pending => "PENDING",
             Self::Active => "ACTIVE",
             Self::Retiring => "RETIRING",
             Self::Revoked => "REVOKED",
@@ -98,6 +134,13 @@ impl Retirement {
     }
 }
 
+/// What is public of a factor and particular to its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Parameters {
+    Totp(totp::Parameters),
+    Passkey(passkey::Details),
+}
+
 #[derive(Clone, Debug)]
 pub struct Credential {
     pub id: CredentialId,
@@ -109,6 +152,9 @@ pub struct Credential {
     /// Counts the changes; the etag.
     pub revision: i64,
     pub label: String,
+    pub parameters: Option<Parameters>,
+    /// Recovery codes that were not used yet.
+    pub codes_left: Option<i64>,
     /// Enough of a generated secret to tell it from others.
     pub hint: String,
     /// Empty: no ceiling.
@@ -147,6 +193,8 @@ impl Credential {
             revoke_time: None,
             revision: 1,
             label: String::new(),
+            parameters: None,
+            codes_left: None,
             hint: String::new(),
             scope_ceiling: Vec::new(),
             allowed_cidrs: Vec::new(),
@@ -163,17 +211,15 @@ impl Credential {
         self.account.child("credentials", self.id.0)
     }
 
-    /// A password has a label and nothing else to edit.
+    /// What is a person's has a label and nothing else to edit.
     pub fn edit(&mut self, edit: Edit) -> Result<()> {
         if self.state == State::Revoked {
             return Err(self.wrong_state());
         }
         let is_label = matches!(edit, Edit::Label(_));
-        if self.kind == Kind::Password && !is_label {
-            return Err(Error::field(
-                "credential",
-                "is a password: only its label can be changed",
-            ));
+        if !self.kind.is_of_program() && !is_label {
+            let text = "is a person's: only its label can be changed";
+            return Err(Error::field("credential", text));
         }
         match edit {
             Edit::Label(label) => self.label = label,
@@ -222,7 +268,29 @@ impl Credential {
     }
 
     pub fn is_live(&self, now: Timestamp) -> bool {
-        self.state != State::Revoked && !time::has_passed(self.end_time(), now)
+        let is_accepted = matches!(self.state, State::Active | State::Retiring);
+        is_accepted && !time::has_passed(self.end_time(), now)
+    }
+
+    /// The same, to be confirmed by its owner in time.
+    pub fn pending(self, until: Timestamp) -> Self {
+        Self {
+            state: State::Pending,
+            expire_time: Some(until),
+            ..self
+        }
+    }
+
+    /// Its owner has shown to have it.
+    pub fn confirm(&mut self, now: Timestamp) -> Result<()> {
+        if self.state != State::Pending || time::has_passed(self.expire_time, now) {
+            return Err(self.wrong_state());
+        }
+        self.state = State::Active;
+        self.expire_time = None;
+        self.last_used_time = Some(now);
+        self.revision += 1;
+        Ok(())
     }
 
     /// When it is over by itself: at its expiry, or when it has been replaced and left unused for long
@@ -314,13 +382,14 @@ impl Credential {
     pub fn require_active(&self) -> Result<()> {
         match self.state {
             State::Active => Ok(()),
-            State::Retiring | State::Revoked => Err(self.wrong_state()),
+            State::Pending | State::Retiring | State::Revoked => Err(self.wrong_state()),
         }
     }
 
     fn wrong_state(&self) -> Error {
         let text = match self.state {
-            State::Active => "has expired",
+            State::Pending => "is not confirmed",
+            State::Active => "is active or has expired",
             State::Retiring => "is being replaced",
             State::Revoked => "is revoked",
         };
@@ -389,13 +458,29 @@ mod tests {
     }
 
     #[test]
-    fn a_password_has_only_a_label() {
-        let mut password = Credential {
-            kind: Kind::Password,
-            ..secret()
-        };
-        assert!(password.edit(Edit::Label("old".to_owned())).is_ok());
-        assert!(password.edit(Edit::ExpireTime(None)).is_err());
+    fn what_is_a_persons_has_only_a_label() {
+        for kind in [
+            Kind::Password,
+            Kind::Totp,
+            Kind::Passkey,
+            Kind::RecoveryCodes,
+        ] {
+            let mut factor = Credential { kind, ..secret() };
+            assert!(factor.edit(Edit::Label("old".to_owned())).is_ok());
+            assert!(factor.edit(Edit::ExpireTime(None)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_factor_counts_once_its_owner_has_shown_it() {
+        let pending = || secret().pending(NOW.plus_s(60));
+        assert!(!pending().is_live(NOW) && pending().require_active().is_err());
+        let mut confirmed = pending();
+        confirmed.confirm(NOW.plus_s(59)).expect("in time");
+        assert!(confirmed.is_live(NOW.plus_s(1_000_000)), "for good");
+        assert!(confirmed.confirm(NOW.plus_s(59)).is_err(), "once");
+        assert!(pending().confirm(NOW.plus_s(60)).is_err(), "too late");
+        assert!(pending().rotate(id(2), 60, NOW).is_err());
     }
 
     #[test]

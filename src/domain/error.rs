@@ -5,6 +5,8 @@
 
 use std::{fmt, time::Duration};
 
+use super::assurance::Demand;
+
 /// The reasons of `errors.proto`, under the same names; documented there.
 macro_rules! reasons {
     ($($variant:ident = $name:literal,)*) => {
@@ -33,6 +35,8 @@ reasons! {
     InvalidCredentials = "INVALID_CREDENTIALS",
     InvalidRefreshToken = "INVALID_REFRESH_TOKEN",
     InvalidCode = "INVALID_CODE",
+    ChallengeEnded = "CHALLENGE_ENDED",
+    InsufficientUserAuthentication = "INSUFFICIENT_USER_AUTHENTICATION",
     ScopeMissing = "SCOPE_MISSING",
     TargetOutranksCaller = "TARGET_OUTRANKS_CALLER",
     ScopeNotHeld = "SCOPE_NOT_HELD",
@@ -73,6 +77,8 @@ pub enum Error {
     },
     /// Who calls could not be established: UNAUTHENTICATED.
     Unauthenticated(Reason),
+    /// The person has to prove more, or anew: UNAUTHENTICATED with what is needed (RFC 9470).
+    Insufficient(Demand),
     /// The caller may not: PERMISSION_DENIED, with the scopes it is about.
     Denied { reason: Reason, scopes: Vec<String> },
     /// There is no resource of this name: NOT_FOUND.
@@ -155,6 +161,7 @@ impl Error {
             | Self::Denied { reason, .. }
             | Self::Precondition { reason, .. }
             | Self::Exhausted { reason, .. } => *reason,
+            Self::Insufficient(_) => Reason::InsufficientUserAuthentication,
             Self::NotFound { .. } => Reason::NotFound,
             Self::AlreadyExists { .. } => Reason::AlreadyExists,
             Self::Stale { .. } => Reason::EtagMismatch,
@@ -184,8 +191,16 @@ impl fmt::Display for Error {
                 Reason::InvalidCredentials => "identifier or secret is wrong",
                 Reason::InvalidRefreshToken => "the refresh token is not valid",
                 Reason::InvalidCode => "the code is not valid",
+                Reason::ChallengeEnded => "the challenge is over; begin anew",
                 _ => "the access token is not valid",
             }),
+            Self::Insufficient(demand) => {
+                write!(f, "a sign-in at {}", demand.assurance.name())?;
+                if let Some(max_age_s) = demand.max_age_s {
+                    write!(f, " in the last {max_age_s} seconds")?;
+                }
+                f.write_str(" is needed")
+            }
             Self::Denied { reason, scopes } => {
                 let what = match reason {
                     Reason::TargetOutranksCaller => "the account holds what the caller does not",

@@ -38,6 +38,8 @@ impl MasterKey {
             page_tokens: Sealer::new(&self.expand(b"page tokens")),
             refresh_tokens: self.mac(b"refresh tokens"),
             device_tokens: self.mac(b"device tokens"),
+            totp_secrets: Sealer::new(&self.expand(b"TOTP secrets at rest")),
+            codes: self.mac(b"one-time codes"),
             request_bodies: self.mac(b"request bodies"),
             throttle_keys: self.mac(b"throttle keys"),
             check: HEXLOWER.encode(&self.expand(b"check value")[..16]),
@@ -77,6 +79,10 @@ pub struct Keys {
     pub refresh_tokens: hmac::Key,
     /// Makes and recognises device tokens.
     pub device_tokens: hmac::Key,
+    /// Encrypts the secrets of TOTP generators.
+    pub totp_secrets: Sealer,
+    /// Digests of recovery codes and of codes in messages.
+    pub codes: hmac::Key,
     /// Fingerprints of request bodies: keyed, since a body may hold a password.
     pub request_bodies: hmac::Key,
     /// Names of throttle counters: keyed, since they stand for what people typed.

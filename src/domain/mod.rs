@@ -1,10 +1,13 @@
 //! The rules: what an account, a credential, a session, a token may and must be.
 //!
 //! Invariant: pure and synchronous. No clock, no generator, no database, no wire: time and random
-//! bytes are arguments, so the same arguments always give the same answer.
+//! bytes are arguments, so the same arguments always give the same answer. One exception: the WebAuthn
+//! library draws its challenges itself.
 
 pub mod access;
 pub mod account;
+pub mod assurance;
+pub mod challenge;
 pub mod credential;
 pub mod error;
 pub mod event;
@@ -16,7 +19,9 @@ pub mod master_key;
 pub mod name;
 pub mod network;
 pub mod page;
+pub mod passkey;
 pub mod password;
+pub mod recovery_code;
 pub mod role;
 pub mod secret;
 pub mod session;
@@ -27,4 +32,5 @@ pub mod text;
 pub mod throttle;
 pub mod time;
 pub mod token;
+pub mod totp;
 pub mod user;

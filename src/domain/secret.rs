@@ -21,6 +21,7 @@ pub enum Kind {
     RefreshToken,
     DeviceToken,
     PasswordReset,
+    Challenge,
 }
 
 impl Kind {
@@ -31,6 +32,7 @@ impl Kind {
             Self::RefreshToken => "adrt",
             Self::DeviceToken => "addt",
             Self::PasswordReset => "adpr",
+            Self::Challenge => "adch",
         }
     }
 }
@@ -111,7 +113,7 @@ fn checksum(kind: Kind, body: &[u8]) -> String {
 }
 
 /// Lower-case base32 (RFC 4648 section 6) without padding: survives a double click and a phone call.
-static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
+pub(super) static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     let mut specification = Specification::new();
     specification
         .symbols

@@ -9,8 +9,10 @@
 use std::net::IpAddr;
 
 use aws_lc_rs::hmac;
+use serde::{Deserialize, Serialize};
 
 use super::{
+    assurance::{Assurance, Factor, Shown},
     name::{AccountId, CredentialId, SessionId, SystemAccountId, UserId},
     secret::{Kind, Secret},
     time::Timestamp,
@@ -29,11 +31,11 @@ pub struct Session {
     pub device: Device,
     /// The frontend that signed the person in.
     pub client: Option<SystemAccountId>,
-    pub credential: CredentialId,
-    /// How strongly the person proved who they are.
-    pub acr: String,
-    /// By what (RFC 8176).
-    pub amr: Vec<String>,
+    /// What the sign-in began with; `None` for a code in a message.
+    pub credential: Option<CredentialId>,
+    /// What the person has shown.
+    pub shown: Shown,
+    /// When they last did.
     pub auth_time: Timestamp,
     pub create_time: Timestamp,
     pub last_used_time: Timestamp,
@@ -44,7 +46,7 @@ pub struct Session {
 }
 
 /// Where a person signed in, as far as it is known.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Device {
     pub display_name: String,
     pub user_agent: String,
@@ -123,6 +125,8 @@ pub struct Lifetimes {
     pub session_s: i64,
     /// Without a refresh.
     pub idle_s: i64,
+    /// As one of two factors (NIST SP 800-63B-4 section 2.2.3).
+    pub aal2_s: i64,
     /// How long after a rotation the token before may be sent again.
     pub replay_s: i64,
 }
@@ -142,10 +146,33 @@ impl Session {
         self.expire_time.min(self.idle_expire_time)
     }
 
+    /// How surely the person is there now: two factors are worth so much for a time.
+    pub fn acr(&self, now: Timestamp, lifetimes: Lifetimes) -> Assurance {
+        if now <= self.auth_time.plus_s(lifetimes.aal2_s) {
+            self.shown.acr
+        } else {
+            Assurance::Aal1
+        }
+    }
+
+    /// Notes that the person has shown one more factor.
+    pub fn step_up(&mut self, factor: Factor, now: Timestamp) {
+        self.shown = self.shown.clone().and(factor);
+        self.auth_time = now;
+        self.revision += 1;
+    }
+
     /// Starts the idle time anew.
     pub fn touch(&mut self, now: Timestamp, lifetimes: Lifetimes) {
         self.last_used_time = now;
         self.idle_expire_time = now.plus_s(lifetimes.idle_s).min(self.expire_time);
+    }
+
+    /// Puts the next refresh token in the place of the live one.
+    pub fn next_generation(&mut self, now: Timestamp, lifetimes: Lifetimes) {
+        self.family.generation += 1;
+        self.family.rotate_time = now;
+        self.touch(now, lifetimes);
     }
 
     /// The refresh token of the live generation.
@@ -251,9 +278,8 @@ mod tests {
             revision: 1,
             device: Device::default(),
             client: None,
-            credential: CredentialId(Uuid::nil()),
-            acr: String::new(),
-            amr: Vec::new(),
+            credential: None,
+            shown: Shown::by(Factor::Password),
             auth_time: NOW,
             create_time: NOW,
             last_used_time: NOW,
@@ -309,11 +335,28 @@ mod tests {
     }
 
     #[test]
+    fn two_factors_count_as_two_for_a_while() {
+        let lifetimes = Lifetimes {
+            session_s: 1000,
+            idle_s: 100,
+            aal2_s: 50,
+            replay_s: 10,
+        };
+        let mut session = session();
+        assert_eq!(session.acr(NOW, lifetimes), Assurance::Aal1);
+        session.step_up(Factor::Totp, NOW.plus_s(20));
+        assert_eq!(session.acr(NOW.plus_s(70), lifetimes), Assurance::Aal2);
+        assert_eq!(session.acr(NOW.plus_s(71), lifetimes), Assurance::Aal1);
+        assert_eq!(session.auth_time, NOW.plus_s(20));
+    }
+
+    #[test]
     fn refreshing_never_outlives_the_session() {
         let mut session = session();
         let lifetimes = Lifetimes {
             session_s: 1000,
             idle_s: 100,
+            aal2_s: 500,
             replay_s: 10,
         };
         session.touch(NOW.plus_s(50), lifetimes);

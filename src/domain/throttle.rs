@@ -24,6 +24,8 @@ use super::{
 pub enum Subject {
     /// An account, whichever of its identifiers was typed.
     Account(AccountId),
+    /// An account, by somebody who has shown its first factor.
+    SecondFactor(AccountId),
     /// An identifier that belongs to nobody.
     Unknown(String),
     /// Where the attempt comes from.
@@ -37,6 +39,7 @@ impl Subject {
     pub fn key(&self, key: &hmac::Key) -> Vec<u8> {
         let (kind, value) = match self {
             Self::Account(id) => ("account", id.to_string()),
+            Self::SecondFactor(id) => ("second factor", id.to_string()),
             Self::Unknown(identifier) => ("unknown", identifier.clone()),
             Self::Network(net) => ("network", net.to_string()),
             Self::Device(id) => ("device", id.to_string()),
@@ -297,6 +300,7 @@ mod tests {
         let id = Uuid::from_u128(1);
         let subjects = [
             Subject::Account(UserId(id).into()),
+            Subject::SecondFactor(UserId(id).into()),
             Subject::Unknown(format!("users/{id}")),
             Subject::Device(id),
         ];

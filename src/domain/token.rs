@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     account::Lifecycle,
+    assurance::Assurance,
     error::Reason,
     name::{self, AccountId, SystemAccountId, UserId},
     time::{self, Timestamp},
@@ -14,10 +15,6 @@ use super::{
 
 /// The audience that accountd itself is.
 pub const OWN_AUDIENCE: &str = "accountd";
-/// Authenticated with one factor (NIST SP 800-63B).
-pub const AAL1: &str = "aal1";
-/// Authenticated with a password (RFC 8176).
-pub const AMR_PASSWORD: &str = "pwd";
 /// Most bytes of a token that is looked at.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// How far the clocks of two processes may differ, in seconds.
@@ -50,7 +47,7 @@ pub enum AccountClaims {
     User {
         sid: Uuid,
         auth_time: i64,
-        acr: String,
+        acr: Assurance,
         amr: Vec<String>,
     },
     SystemAccount {

@@ -20,6 +20,7 @@ use crate::{
     app::App,
     domain::{
         access::{self, Access, Caller, Policy, Principal},
+        assurance::Demand,
         error::{Error, Reason, Result},
         event::{Actor, Event},
         grant::{self, Permission},
@@ -27,10 +28,11 @@ use crate::{
         name::{self, AccountId, EventId, SystemAccountId, UserId},
         page, secret,
         time::Timestamp,
-        token::{Claims, OWN_AUDIENCE},
+        token::{AccountClaims, Claims, OWN_AUDIENCE},
     },
     signing,
     store::{
+        credentials,
         db::{Attempts, Db, Isolation, Read, Write},
         grants,
         requests::{self, Record},
@@ -121,12 +123,42 @@ impl Call {
             Err(error) => return Err(error),
         }
         access::authorise(policy, &call.caller, message.target())?;
+        if let Some(demand) = policy.demand {
+            call.require_assurance(demand).await?;
+        }
         call.actor = call
             .caller
             .account()
             .map_or(Actor::Anonymous, Actor::Account);
         call.request = call.request_id(&message)?;
         Ok((call, message))
+    }
+
+    /// Refuses a person who has not shown enough, or too long ago. Programs prove themselves with every
+    /// token.
+    async fn require_assurance(&self, demand: Demand) -> Result<()> {
+        let Some(claims) = &self.claims else {
+            return Ok(());
+        };
+        let AccountClaims::User { acr, auth_time, .. } = claims.account else {
+            return Ok(());
+        };
+        let has_second_factor = acr < demand.assurance
+            && credentials::has_second_factor(&mut self.db().read().await?, UserId(claims.sub))
+                .await?;
+        let auth_time = Timestamp::from_seconds(auth_time);
+        if demand.is_met(acr, auth_time, has_second_factor, self.now) {
+            return Ok(());
+        }
+        let assurance = if has_second_factor {
+            demand.assurance
+        } else {
+            acr
+        };
+        Err(Error::Insufficient(Demand {
+            assurance,
+            ..demand
+        }))
     }
 
     /// accountd's own work, in its own name.

@@ -7,7 +7,7 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    convert, passwords, pb,
+    convert, factors, passwords, pb,
 };
 use crate::{
     app::App,
@@ -16,7 +16,7 @@ use crate::{
         account::{self, State as AccountState},
         credential::{
             Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
-            MAX_SECRETS, State, WRITABLE,
+            MAX_SECRETS, Parameters, State, WRITABLE,
         },
         error::{Error, Fields, Reason, Result},
         filter,
@@ -29,11 +29,13 @@ use crate::{
         system_account::MAX_LIST,
         text,
         time::Timestamp,
+        totp::Algorithm,
     },
     store::{
+        challenges,
         credentials::{self, Cursor, Kept},
         db::{Read, Write},
-        events, grants,
+        events, factors as factor_store, grants,
         sessions::{self, Which},
         system_accounts, users,
     },
@@ -61,16 +63,29 @@ impl pb::credential_service_server::CredentialService for Credentials {
             Some(Detail::Password(password)) => {
                 passwords::create(&call, parent, &input, password.value).await?
             }
+            Some(Detail::Totp(totp)) => factors::create_totp(&call, parent, &input, totp).await?,
+            Some(Detail::Passkey(_)) => factors::create_passkey(&call, parent, &input).await?,
+            Some(Detail::RecoveryCodes(_)) => {
+                factors::create_recovery_codes(&call, parent, &input).await?
+            }
             Some(Detail::ClientSecret(_)) => {
                 create_secret(&call, parent, Kind::ClientSecret, &input).await?
             }
             Some(Detail::ApiKey(_)) => create_secret(&call, parent, Kind::ApiKey, &input).await?,
             None => {
-                let text = "must say which kind: `password`, `client_secret` or `api_key`";
+                let text = "must say which kind, such as `password` or `client_secret`";
                 return Err(Error::field("credential", text).into());
             }
         };
         Ok(Response::new(response))
+    }
+
+    async fn confirm_credential(
+        &self,
+        request: Request<pb::ConfirmCredentialRequest>,
+    ) -> Reply<pb::Credential> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        Ok(Response::new(factors::confirm(&call, request).await?))
     }
 
     async fn get_credential(
@@ -90,7 +105,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let account = call.account("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
-        let expected = "password, client_secret or api_key";
+        let expected = "password, totp, passkey, recovery_codes, client_secret or api_key";
         let kind = filter::only(&request.filter, "kind", expected, Kind::parse)?;
         let parent = account.to_string();
         let context = call.page_context(&[&parent, &request.filter]);
@@ -186,7 +201,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             new.hint = secret.hint();
             credentials::update(tx, &old).await?;
             credentials::forget_all_but(tx, account, MAX_REVOKED).await?;
-            require_room(tx, account, old.kind).await?;
+            require_room(tx, account, old.kind, MAX_SECRETS).await?;
             credentials::insert(tx, &new, Kept::Digest(&secret.digest())).await?;
             let event = call.event().about(old.name(), Some(account));
             let event = event.detail("replaced_by", new.name());
@@ -209,6 +224,12 @@ impl pb::credential_service_server::CredentialService for Credentials {
             require_another_way_in(tx, &credential, call.now).await?;
             credentials::delete(tx, account, id).await?;
             if let AccountId::User(user) = account {
+                // What was shown with it leads nowhere any more.
+                challenges::delete_all(tx, user).await?;
+                let is_last = !credentials::has_second_factor(tx, user).await?;
+                if is_last || credential.kind == Kind::RecoveryCodes {
+                    factor_store::delete_recovery_codes(tx, user).await?;
+                }
                 let which = Which {
                     credential: Some(id),
                     ..Which::default()
@@ -260,6 +281,18 @@ fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
     }
 }
 
+/// What a person knows or has is made by that person alone (ASVS 6.4.6).
+pub(super) fn require_own(call: &Call, parent: AccountId) -> Result<()> {
+    if call.caller.account() == Some(parent) {
+        return Ok(());
+    }
+    let scopes = Vec::new();
+    Err(Error::Denied {
+        reason: Reason::ScopeMissing,
+        scopes,
+    })
+}
+
 /// A secret of a program, made by us.
 async fn create_secret(
     call: &Call,
@@ -293,7 +326,7 @@ async fn create_secret(
         if !account.kind.allows_shared_secret() {
             return Err(not_allowed(parent, kind));
         }
-        require_room(tx, parent, kind).await?;
+        require_room(tx, parent, kind, MAX_SECRETS).await?;
         let mut credential = credential.clone();
         if let Some(own) = own_credential(tx, call, parent).await? {
             credential.confine(&own)?;
@@ -304,6 +337,7 @@ async fn create_secret(
         pb::CreateCredentialResponse {
             credential: Some(shown(&credential)),
             secret: secret.text(),
+            enrolment: None,
         }
     })?;
     Ok(without_secret_if_dry(call, response))
@@ -314,18 +348,21 @@ const fn secret_kind(kind: Kind) -> Option<secret::Kind> {
     match kind {
         Kind::ClientSecret => Some(secret::Kind::ClientSecret),
         Kind::ApiKey => Some(secret::Kind::ApiKey),
-        Kind::Password => None,
+        Kind::Password | Kind::Totp | Kind::Passkey | Kind::RecoveryCodes => None,
     }
 }
 
-async fn require_room(db: &mut Read, account: AccountId, kind: Kind) -> Result<()> {
-    if credentials::count(db, account, kind).await? < MAX_SECRETS {
+/// Refuses one more of a kind of which an account has as many as it may.
+pub(super) async fn require_room(
+    db: &mut Read,
+    account: AccountId,
+    kind: Kind,
+    max: i64,
+) -> Result<()> {
+    if credentials::count(db, account, kind).await? < max {
         return Ok(());
     }
-    let text = format!(
-        "has {MAX_SECRETS} of kind {}, which is the limit",
-        kind.name()
-    );
+    let text = format!("has {max} of kind {}, which is the limit", kind.name());
     Err(Error::precondition(
         Reason::LimitReached,
         account.to_string(),
@@ -399,7 +436,8 @@ async fn require_another_way_in(
     now: Timestamp,
 ) -> Result<()> {
     let (account, id) = (credential.account, credential.id);
-    if !credential.is_live(now)
+    if !credential.kind.is_way_in()
+        || !credential.is_live(now)
         || !is_operator(db, account, now).await?
         || credentials::is_another_of_operators(db, account, id, now).await?
     {
@@ -476,7 +514,7 @@ pub(super) fn edits(
         .collect()
 }
 
-/// A password has none of the limits of a program's secret.
+/// What is a person's has none of the limits of a program's secret.
 pub(super) fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
     for path in WRITABLE
         .iter()
@@ -490,11 +528,12 @@ pub(super) fn refuse_limits(fields: &mut Fields, input: &pb::Credential) {
 }
 
 pub(super) fn shown(credential: &Credential) -> pb::Credential {
-    use pb::credential::{ApiKey, ClientSecret, Detail, Password, State as PbState};
+    use pb::credential::State as PbState;
     pb::Credential {
         name: credential.name(),
         etag: convert::etag(credential.revision),
         state: match credential.state {
+            State::Pending => PbState::Pending,
             State::Active => PbState::Active,
             State::Retiring => PbState::Retiring,
             State::Revoked => PbState::Revoked,
@@ -502,14 +541,7 @@ pub(super) fn shown(credential: &Credential) -> pb::Credential {
         .into(),
         label: credential.label.clone(),
         hint: credential.hint.clone(),
-        detail: Some(match credential.kind {
-            Kind::Password => Detail::Password(Password {
-                value: String::new(),
-                change_time: Some(convert::timestamp(credential.change_time)),
-            }),
-            Kind::ClientSecret => Detail::ClientSecret(ClientSecret {}),
-            Kind::ApiKey => Detail::ApiKey(ApiKey {}),
-        }),
+        detail: Some(detail(credential)),
         scope_ceiling: credential.scope_ceiling.clone(),
         allowed_cidrs: credential
             .allowed_cidrs
@@ -524,5 +556,41 @@ pub(super) fn shown(credential: &Credential) -> pb::Credential {
             credential.account.child("credentials", it.replaced_by.0)
         }),
         revoke_time: convert::some_timestamp(credential.revoke_time),
+    }
+}
+
+/// What differs from kind to kind.
+fn detail(credential: &Credential) -> pb::credential::Detail {
+    use pb::credential::{
+        ApiKey, ClientSecret, Detail, Passkey, Password, RecoveryCodes, Totp, totp,
+    };
+    match (credential.kind, &credential.parameters) {
+        (Kind::Password, _) => Detail::Password(Password {
+            value: String::new(),
+            change_time: Some(convert::timestamp(credential.change_time)),
+        }),
+        (Kind::Totp, Some(Parameters::Totp(parameters))) => Detail::Totp(Totp {
+            algorithm: match parameters.algorithm {
+                Algorithm::Sha1 => totp::Algorithm::Sha1,
+                Algorithm::Sha256 => totp::Algorithm::Sha256,
+            }
+            .into(),
+            digits: parameters.digits.into(),
+        }),
+        (Kind::Totp, _) => Detail::Totp(Totp::default()),
+        (Kind::Passkey, Some(Parameters::Passkey(details))) => Detail::Passkey(Passkey {
+            aaguid: details.aaguid.to_string(),
+            backed_up: details.backed_up,
+            credential_id: details.credential_id.clone(),
+        }),
+        (Kind::Passkey, _) => Detail::Passkey(Passkey::default()),
+        (Kind::RecoveryCodes, _) => Detail::RecoveryCodes(RecoveryCodes {
+            remaining: credential
+                .codes_left
+                .and_then(|left| left.try_into().ok())
+                .unwrap_or_default(),
+        }),
+        (Kind::ClientSecret, _) => Detail::ClientSecret(ClientSecret {}),
+        (Kind::ApiKey, _) => Detail::ApiKey(ApiKey {}),
     }
 }

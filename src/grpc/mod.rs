@@ -7,9 +7,11 @@
 
 pub mod body;
 pub mod call;
+mod challenges;
 mod convert;
 mod credentials;
 mod events;
+mod factors;
 mod grants;
 mod keys;
 pub mod layer;
@@ -17,6 +19,7 @@ mod mint;
 mod passwords;
 mod secrets;
 mod sessions;
+mod sign_in;
 pub mod status;
 mod system_accounts;
 mod tokens;

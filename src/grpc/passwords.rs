@@ -3,7 +3,9 @@
 use super::{
     call::{Call, mutate},
     convert,
-    credentials::{edits, find, not_allowed, refuse_limits, shown, state, without_secret_if_dry},
+    credentials::{
+        edits, find, not_allowed, refuse_limits, require_own, shown, state, without_secret_if_dry,
+    },
     pb::{
         self,
         create_password_reset_request::{Account, Delivery},
@@ -24,6 +26,7 @@ use crate::{
         user::User,
     },
     store::{
+        challenges,
         credentials::{self, Kept},
         db::Read,
         events, password_resets,
@@ -42,13 +45,7 @@ pub(super) async fn create(
     let AccountId::User(id) = parent else {
         return Err(not_allowed(parent, Kind::Password));
     };
-    if call.caller.account() != Some(parent) {
-        let scopes = Vec::new();
-        return Err(Error::Denied {
-            reason: Reason::ScopeMissing,
-            scopes,
-        });
-    }
+    require_own(call, parent)?;
     let mut db = call.db().read().await?;
     let (user, has_second_factor) = owner(&mut db, id).await?;
     let has_password = credentials::count(&mut db, parent, Kind::Password).await? > 0;
@@ -83,6 +80,7 @@ pub(super) async fn create(
         pb::CreateCredentialResponse {
             credential: Some(shown(&credential)),
             secret: String::new(),
+            enrolment: None,
         }
     })
 }
@@ -136,6 +134,7 @@ pub(super) async fn change(
             return Err(Error::invalid_credentials());
         }
         password_resets::delete_all(tx, id).await?;
+        challenges::delete_all(tx, id).await?;
         let ended_sessions = if request.keep_sessions {
             0
         } else {
@@ -237,6 +236,7 @@ pub(super) async fn reset(
             }
         }
         password_resets::delete_all(tx, user.id).await?;
+        challenges::delete_all(tx, user.id).await?;
         let reason = EndReason::PasswordReset;
         let ended_sessions =
             sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -32,6 +33,14 @@ impl From<Error> for Status {
                 Code::InvalidArgument
             }
             Error::Unauthenticated(_) => Code::Unauthenticated,
+            Error::Insufficient(demand) => {
+                let acr = demand.assurance.name().to_owned();
+                metadata.insert("acr_values".to_owned(), acr);
+                if let Some(max_age_s) = demand.max_age_s {
+                    metadata.insert("max_age".to_owned(), max_age_s.to_string());
+                }
+                Code::Unauthenticated
+            }
             Error::Denied { scopes, .. } => {
                 if !scopes.is_empty() {
                     metadata.insert("scope".to_owned(), scopes.join(" "));
@@ -255,6 +264,7 @@ pub fn to_json(status: &Status) -> JsonError {
     let mut headers = Vec::new();
     let mut details = Vec::new();
     let mut reason = String::new();
+    let mut metadata = HashMap::new();
     let any = |name: &str, mut value: Value| {
         value["@type"] = json!(format!("type.googleapis.com/google.rpc.{name}"));
         value
@@ -263,6 +273,7 @@ pub fn to_json(status: &Status) -> JsonError {
         details.push(match detail {
             ErrorDetail::ErrorInfo(info) => {
                 reason.clone_from(&info.reason);
+                metadata.clone_from(&info.metadata);
                 let value = json!({
                     "reason": info.reason, "domain": info.domain, "metadata": info.metadata,
                 });
@@ -307,18 +318,10 @@ pub fn to_json(status: &Status) -> JsonError {
         });
     }
     let code = http_code(status.code(), &reason);
-    if code == StatusCode::UNAUTHORIZED {
-        // RFC 6750 section 3: a challenge that names an error only if a token was sent.
-        let challenge = match reason.as_str() {
-            "TOKEN_INVALID" | "TOKEN_EXPIRED" | "TOKEN_REVOKED" => {
-                r#"Bearer realm="accountd", error="invalid_token""#
-            }
-            _ => r#"Bearer realm="accountd""#,
-        };
-        headers.push((
-            header::WWW_AUTHENTICATE,
-            HeaderValue::from_static(challenge),
-        ));
+    if code == StatusCode::UNAUTHORIZED
+        && let Ok(challenge) = HeaderValue::from_str(&challenge(&reason, &metadata))
+    {
+        headers.push((header::WWW_AUTHENTICATE, challenge));
     }
     let body = json!({ "error": {
         "code": code.as_u16(),
@@ -334,9 +337,30 @@ pub fn to_json(status: &Status) -> JsonError {
     }
 }
 
+/// RFC 6750 section 3, which names an error only if a token was sent, and RFC 9470 section 3.
+fn challenge(reason: &str, metadata: &HashMap<String, String>) -> String {
+    let mut challenge = r#"Bearer realm="accountd""#.to_owned();
+    match Reason::parse(reason) {
+        Some(Reason::TokenInvalid | Reason::TokenExpired | Reason::TokenRevoked) => {
+            challenge.push_str(r#", error="invalid_token""#);
+        }
+        Some(Reason::InsufficientUserAuthentication) => {
+            challenge.push_str(r#", error="insufficient_user_authentication""#);
+            for name in ["acr_values", "max_age"] {
+                if let Some(value) = metadata.get(name) {
+                    let _ = write!(challenge, r#", {name}="{value}""#);
+                }
+            }
+        }
+        _ => {}
+    }
+    challenge
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::assurance::{Assurance, Demand};
 
     fn reason_of(status: &Status) -> String {
         status
@@ -400,6 +424,26 @@ mod tests {
                 .any(|(name, value)| name == header::RETRY_AFTER && value == "2")
         );
         assert!(json.body.to_string().contains("1.500000000s"));
+    }
+
+    #[test]
+    fn what_a_person_has_still_to_show_is_said_in_both_languages() {
+        let json = to_json(&Status::from(Error::Insufficient(Demand {
+            assurance: Assurance::Aal2,
+            max_age_s: Some(600),
+        })));
+        assert_eq!(json.code, StatusCode::UNAUTHORIZED);
+        let (_, challenge) = json
+            .headers
+            .iter()
+            .find(|(name, _)| name == header::WWW_AUTHENTICATE)
+            .expect("a challenge");
+        assert_eq!(
+            challenge,
+            r#"Bearer realm="accountd", error="insufficient_user_authentication", acr_values="aal2", max_age="600""#
+        );
+        let metadata = &json.body["error"]["details"][0]["metadata"];
+        assert_eq!(metadata, &json!({ "acr_values": "aal2", "max_age": "600" }));
     }
 
     #[test]

@@ -204,7 +204,7 @@ fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
         } => pb::IntrospectTokenResponse {
             session: account.child("sessions", *sid),
             auth_time: time(*auth_time),
-            acr: acr.clone(),
+            acr: acr.name().to_owned(),
             amr: amr.clone(),
             ..response
         },
@@ -226,6 +226,7 @@ async fn introspect_refresh_token(call: &Call, token: &str) -> Result<pb::Intros
         return Ok(pb::IntrospectTokenResponse::default());
     }
     let account = AccountId::User(session.user);
+    let lifetimes = call.app().config.session_lifetimes();
     Ok(pb::IntrospectTokenResponse {
         active: true,
         token_type: "refresh_token".to_owned(),
@@ -236,8 +237,8 @@ async fn introspect_refresh_token(call: &Call, token: &str) -> Result<pb::Intros
         expire_time: Some(convert::timestamp(session.end_time())),
         session: session.name(),
         auth_time: Some(convert::timestamp(session.auth_time)),
-        acr: session.acr,
-        amr: session.amr,
+        acr: session.acr(call.now, lifetimes).name().to_owned(),
+        amr: session.shown.amr,
         ..pb::IntrospectTokenResponse::default()
     })
 }

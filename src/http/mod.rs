@@ -34,6 +34,7 @@ struct Web {
     grpc: Router,
     translated: Router,
     metadata: Document,
+    webauthn: Option<Document>,
     openapi: Document,
 }
 
@@ -50,6 +51,7 @@ pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router
         grpc,
         translated: grpc_web,
         metadata: well_known::metadata_of(&app.issuer),
+        webauthn: app.passkeys.as_deref().map(well_known::webauthn_of),
         openapi: openapi::document(&pool, &app.issuer).into(),
     });
     let router = Router::new()
@@ -62,6 +64,7 @@ pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router
             "/.well-known/oauth-authorization-server",
             routing::get(well_known::metadata),
         )
+        .route("/.well-known/webauthn", routing::get(well_known::webauthn))
         .route("/openapi.json", routing::get(well_known::openapi))
         .route("/oauth2/token", routing::post(oauth::token))
         .fallback(dispatch)

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::Web;
-use crate::domain::signing_key::Algorithm;
+use crate::domain::{assurance::Assurance, passkey::RelyingParty, signing_key::Algorithm};
 
 /// The public keys (RFC 7517), from memory.
 pub(super) async fn jwks(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
@@ -57,6 +57,7 @@ pub(super) fn metadata_of(issuer: &str) -> Document {
         "token_endpoint": format!("{issuer}/oauth2/token"),
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
         "grant_types_supported": ["client_credentials"],
+        "acr_values_supported": [Assurance::Aal1.name(), Assurance::Aal2.name()],
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": algorithms,
@@ -70,6 +71,19 @@ pub(super) async fn metadata(State(web): State<Arc<Web>>, headers: HeaderMap) ->
     let Document { bytes, etag } = &web.metadata;
     let max_age_s = web.app.config.tokens.jwks_max_age_s;
     cached(&headers, "application/json", bytes, etag, max_age_s)
+}
+
+/// What [`webauthn`] answers.
+pub(super) fn webauthn_of(ours: &RelyingParty) -> Document {
+    json!({ "origins": ours.origins }).to_string().into()
+}
+
+/// The origins whose pages may ask for our passkeys (WebAuthn Level 3 section 5.11.1).
+pub(super) async fn webauthn(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {
+    match &web.webauthn {
+        Some(Document { bytes, etag }) => cached(&headers, "application/json", bytes, etag, 300),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 pub(super) async fn openapi(State(web): State<Arc<Web>>, headers: HeaderMap) -> Response {

@@ -27,7 +27,7 @@ macro_rules! columns {
          c.create_time AS credential_create_time, c.change_time, \
          c.expire_time AS credential_expire_time, \
          c.last_used_time AS credential_last_used_time, c.state AS credential_state, \
-         c.replaced_by, c.overlap_us, c.retire_time, c.revoke_time, c.expiry_notice_d"
+         c.parameters, c.codes_left, c.replaced_by, c.overlap_us, c.retire_time, c.revoke_time, c.expiry_notice_d"
     };
 }
 pub(super) use columns as credential_columns;
@@ -41,6 +41,8 @@ pub(super) fn credential(row: &Row) -> Result<Credential> {
         kind: row.get_parsed("credential_kind", Kind::parse)?,
         revision: row.get("credential_revision")?,
         label: row.get("label")?,
+        parameters: row.get_some_json("parameters")?,
+        codes_left: row.get("codes_left")?,
         hint: row.get("hint")?,
         scope_ceiling: row.get_json("credential_scope_ceiling")?,
         allowed_cidrs: row.get_json("credential_allowed_cidrs")?,
@@ -72,6 +74,8 @@ pub(super) fn retirement(row: &Row) -> Result<Option<Retirement>> {
 pub enum Kept<'a> {
     Password(&'a PasswordHash),
     Digest(&'a Digest),
+    /// What answers of a factor are checked with; recovery codes have rows of their own.
+    Material(&'a [u8]),
 }
 
 pub async fn find(
@@ -154,15 +158,17 @@ pub async fn insert_all(db: &mut Write, credentials: &[(Credential, Kept<'_>)]) 
 }
 
 fn row(credential: &Credential, kept: &Kept<'_>) -> Sql {
-    let (hash, digest) = match *kept {
-        Kept::Password(hash) => (Some(hash.as_str()), None),
-        Kept::Digest(digest) => (None, Some(digest.to_vec())),
+    let (hash, digest, material) = match *kept {
+        Kept::Password(hash) => (Some(hash.as_str()), None, None),
+        Kept::Digest(digest) => (None, Some(digest.to_vec()), None),
+        Kept::Material(material) => (None, None, Some(material.to_vec())),
     };
     sql!(
         "INSERT INTO credentials (account_id, id, account_kind, kind, revision, label, hint,
             password_hash, secret_digest, scope_ceiling, allowed_cidrs, create_time, change_time,
-            expire_time, last_used_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+            expire_time, last_used_time, state, parameters, material, codes_left)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+            $19)"
     )
     .bind(credential.account)
     .bind(credential.id)
@@ -179,6 +185,10 @@ fn row(credential: &Credential, kept: &Kept<'_>) -> Sql {
     .bind(credential.change_time)
     .bind(credential.expire_time)
     .bind(credential.last_used_time)
+    .bind(credential.state.name())
+    .bind_some_json(credential.parameters.as_ref())
+    .bind(material)
+    .bind(credential.codes_left)
 }
 
 /// Stores what may change about a credential that is not its secret.
@@ -265,7 +275,8 @@ pub async fn proved(
 pub async fn has_second_factor(db: &mut Read, user: UserId) -> Result<bool> {
     let sql = sql!(
         "SELECT EXISTS (
-            SELECT 1 FROM credentials WHERE account_id = $1 AND kind IN ('totp', 'passkey')) AS has"
+            SELECT 1 FROM credentials
+            WHERE account_id = $1 AND kind IN ('totp', 'passkey') AND state = 'ACTIVE') AS has"
     );
     db.one(sql.bind(user), |row| row.get("has")).await
 }
@@ -298,6 +309,7 @@ pub async fn is_another_of_operators(
          LEFT JOIN system_accounts a ON a.id = c.account_id
          WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
             AND (g.expire_time IS NULL OR g.expire_time > $2)
+            AND c.kind NOT IN ('totp', 'recovery_codes')
             AND c.state = 'ACTIVE' AND (c.expire_time IS NULL OR c.expire_time > $2)
             AND NOT (c.account_id = $3 AND c.id = $4)
             AND COALESCE(u.state, a.state) = 'ACTIVE'
@@ -383,6 +395,16 @@ pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64
         "DELETE FROM credentials WHERE (account_id, id) IN (
             SELECT account_id, id FROM credentials WHERE revoke_time < $1
             ORDER BY revoke_time LIMIT $2)"
+    );
+    db.sweep(sql.bind(before).bind(limit)).await
+}
+
+/// Forgets enrolments that nobody confirmed in time.
+pub async fn forget_pending(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
+    let sql = sql!(
+        "DELETE FROM credentials WHERE (account_id, id) IN (
+            SELECT account_id, id FROM credentials
+            WHERE expire_time < $1 AND state = 'PENDING' ORDER BY expire_time LIMIT $2)"
     );
     db.sweep(sql.bind(before).bind(limit)).await
 }

@@ -4,10 +4,12 @@
 //! duplicate. What a fact means is decided by the caller, what a caller sees by `grpc::status`.
 //! Invariant: the drivers, rusqlite and sqlx, are named in this folder and nowhere else.
 
+pub mod challenges;
 pub mod credentials;
 pub mod db;
 mod error;
 pub mod events;
+pub mod factors;
 pub mod grants;
 mod lane;
 pub mod leases;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::domain::{
     account::Lifecycle,
+    assurance::{Assurance, Shown},
     error,
     name::{CredentialId, SessionId, UserId},
     session::{Device, EndReason, Family, Session},
@@ -24,6 +25,9 @@ macro_rules! columns {
          s.seed, s.generation, s.rotate_time"
     };
 }
+
+/// Stands for none: the column was made when every sign-in began with one.
+const NO_CREDENTIAL: CredentialId = CredentialId(Uuid::nil());
 
 /// The one place that says how a row becomes a session.
 fn session(row: &Row) -> Result<Session> {
@@ -44,9 +48,11 @@ fn session(row: &Row) -> Result<Session> {
             address: row.get("address")?,
         },
         client: row.get("client_id")?,
-        credential: row.get("credential_id")?,
-        acr: row.get("acr")?,
-        amr: row.get_json("amr")?,
+        credential: Some(row.get("credential_id")?).filter(|id| *id != NO_CREDENTIAL),
+        shown: Shown {
+            acr: row.get_parsed("acr", Assurance::parse)?,
+            amr: row.get_json("amr")?,
+        },
         auth_time: row.get("auth_time")?,
         create_time: row.get("create_time")?,
         last_used_time: row.get("last_used_time")?,
@@ -158,9 +164,9 @@ pub async fn insert(db: &mut Write, session: &Session) -> Result<()> {
     .bind(session.device.user_agent.as_str())
     .bind(session.device.address)
     .bind(session.client)
-    .bind(session.credential)
-    .bind(session.acr.as_str())
-    .bind_json(&session.amr)
+    .bind(session.credential.unwrap_or(NO_CREDENTIAL))
+    .bind(session.shown.acr.name())
+    .bind_json(&session.shown.amr)
     .bind(session.auth_time)
     .bind(session.create_time)
     .bind(session.last_used_time)
@@ -185,6 +191,21 @@ pub async fn rotate(db: &mut Write, session: &Session) -> Result<bool> {
     .bind(i64::from(session.family.generation))
     .bind(session.family.rotate_time)
     .bind(session.idle_expire_time);
+    Ok(db.execute(sql).await? == 1)
+}
+
+/// Stores what the person has shown since, unless the session has changed or ended meanwhile.
+pub async fn step_up(db: &mut Write, session: &Session) -> Result<bool> {
+    let sql = sql!(
+        "UPDATE sessions SET acr = $3, amr = $4, auth_time = $5, revision = $6
+         WHERE user_id = $1 AND id = $2 AND revision = $6 - 1 AND end_time IS NULL"
+    )
+    .bind(session.user)
+    .bind(session.id)
+    .bind(session.shown.acr.name())
+    .bind_json(&session.shown.amr)
+    .bind(session.auth_time)
+    .bind(session.revision);
     Ok(db.execute(sql).await? == 1)
 }
 

@@ -78,6 +78,11 @@ impl Sql {
         self.bind(serde_json::to_string(value).unwrap_or_default())
     }
 
+    /// JSON, or NULL.
+    pub fn bind_some_json(self, value: Option<&impl Serialize>) -> Self {
+        self.bind(value.map(|value| serde_json::to_string(value).unwrap_or_default()))
+    }
+
     /// One statement for the rows of many, which are all the same INSERT of one row.
     pub(super) fn of_rows(rows: Vec<Self>) -> Result<(String, PgArguments)> {
         let (Some(first), count) = (rows.first(), rows.len()) else {
@@ -285,6 +290,13 @@ impl Row<'_> {
     pub fn get_json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T> {
         let text: String = self.get(column)?;
         serde_json::from_str(&text).map_err(|error| Error::broken(format!("{column}: {error}")))
+    }
+
+    pub fn get_some_json<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>> {
+        match self.get::<Option<String>>(column)? {
+            Some(_) => self.get_json(column).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Text that stands for something: `parse` says for what.

@@ -121,6 +121,8 @@ pub struct PasswordOwner {
     pub lifecycle: Lifecycle,
     /// The password, if the user has one.
     pub password: Option<(CredentialId, PasswordHash)>,
+    /// Whether the password alone does not let the user in.
+    pub has_second_factor: bool,
 }
 
 /// The statements that find an owner always yield one row, empty for nobody, so that finding nobody
@@ -144,13 +146,17 @@ fn password_owner(row: &Row) -> Result<Option<PasswordOwner>> {
             ..Lifecycle::default()
         },
         password: credential.zip(hash.map(PasswordHash::from_stored)),
+        has_second_factor: row.get("has_second_factor")?,
     }))
 }
 
 pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
         "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
-            c.password_hash
+            c.password_hash,
+            EXISTS (SELECT 1 FROM credentials f
+                WHERE f.account_id = u.id AND f.kind IN ('totp', 'passkey')
+                    AND f.state = 'ACTIVE') AS has_second_factor
          FROM (SELECT 1) AS always
          LEFT JOIN login_identifiers i ON i.kind = 'username' AND i.value_key = $1
          LEFT JOIN users u ON u.id = i.user_id
@@ -162,7 +168,10 @@ pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<Passwor
 pub async fn find_with_password(db: &mut Read, id: UserId) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
         "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
-            c.password_hash
+            c.password_hash,
+            EXISTS (SELECT 1 FROM credentials f
+                WHERE f.account_id = u.id AND f.kind IN ('totp', 'passkey')
+                    AND f.state = 'ACTIVE') AS has_second_factor
          FROM (SELECT 1) AS always
          LEFT JOIN users u ON u.id = $1
          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"

@@ -148,6 +148,7 @@ impl Stage {
             "users/*/sessions/*" => &self.session,
             "grants/*" => &self.grant,
             "signingKeys/*" => &self.key,
+            "challenges/*" => "challenges/adch_x_y",
             other => panic!("nothing on the stage is a {other}"),
         }
     }

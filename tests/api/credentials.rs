@@ -366,7 +366,7 @@ on_both_engines! {
         for (filter, count) in [("", 1), ("kind = \"password\"", 1), ("kind = client_secret", 0)] {
             assert_eq!(filtered(filter, "").await.expect("a list").credentials.len(), count, "{filter}");
         }
-        for bad in ["kind = totp", "kind > password", "label = x", "kind = password AND kind = password"] {
+        for bad in ["kind = fingerprint", "kind > password", "label = x", "kind = password AND kind = password"] {
             assert_refused(filtered(bad, "").await, Reason::InvalidFilter);
         }
         let (account, _) = server.create_system_account(&[]).await;

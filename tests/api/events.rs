@@ -67,6 +67,14 @@ on_both_engines! {
             ..Default::default()
         };
         again.actor.credentials().change_password(request).await.expect("changed");
+        let (app, _) = crate::factors::enrol(&server, &again).await;
+        server.advance_s(30);
+        let anonymous = server.anonymous().await;
+        let asked = anonymous.sign_in("alice", &password("alice")).await.expect("right");
+        let code = app.code(server.now().seconds());
+        let code = pb::answer_challenge_request::Answer::TotpCode(code);
+        let asked = crate::factors::challenge(asked);
+        crate::factors::answer(&anonymous, &asked, code).await.expect("right");
         operator.suspend_user(&name).await.expect("suspended");
         operator.users().resume_user(pb::ResumeUserRequest { name: name.clone(), ..Default::default() }).await.expect("resumed");
         operator.users().delete_user(pb::DeleteUserRequest { name: name.clone(), ..Default::default() }).await.expect("deleted");

@@ -270,7 +270,8 @@ impl Server {
             seed: env.seed + 100,
             ..env
         };
-        let running = server::Server::start(config.clone(), &env.environment()).await;
+        let environment = env.environment();
+        let running = Box::pin(server::Server::start(config.clone(), &environment)).await;
         Self {
             folder,
             config,

@@ -3,6 +3,7 @@
 //! A file for each service and for each promise that crosses services; a name is a sentence that says
 //! the rule. Nothing is faked but the clock and the generator.
 
+mod authenticator;
 mod forgeries;
 mod golden;
 mod harness;
@@ -16,6 +17,7 @@ mod crash;
 mod credentials;
 mod escalation;
 mod events;
+mod factors;
 mod first_run;
 mod grants;
 mod http;

@@ -37,7 +37,7 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 15] = [
+const CRATES: [(&str, &[&str]); 19] = [
     ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
     ("tonic", &["bench/", "grpc/", "server.rs"]),
@@ -52,6 +52,10 @@ const CRATES: [(&str, &[&str]); 15] = [
     ("argon2", &["domain/password.rs"]),
     ("password_hash", &["domain/password.rs"]),
     ("jsonwebtoken", &["domain/keyring.rs"]),
+    ("totp_rs", &["domain/totp.rs"]),
+    ("webauthn_rs", &["domain/passkey.rs"]),
+    ("webauthn_rs_proto", &["domain/passkey.rs"]),
+    ("serde_cbor_2", &["domain/passkey.rs"]),
     ("rustls", &["server.rs"]),
 ];
 

@@ -28,16 +28,28 @@ const WITHOUT_REQUEST_ID: [(&str, &str); 3] = [
 ];
 
 /// RPCs that change something and write no event, and why.
-const WITHOUT_EVENT: [(&str, &str); 1] = [(
-    "IssueToken",
-    "thousands a second; the credential's `last_used_time` and the refusals tell the story",
-)];
+const WITHOUT_EVENT: [(&str, &str); 2] = [
+    (
+        "IssueToken",
+        "thousands a second; the credential's `last_used_time` and the refusals tell the story",
+    ),
+    (
+        "CreateChallenge",
+        "one for each look at a sign-in page; the answer and a code handed out have theirs",
+    ),
+];
 
 /// Requests about one resource without an `etag`, and why.
-const WITHOUT_ETAG: [(&str, &str); 1] = [(
-    "CreatePasswordReset",
-    "makes a code and leaves the user as it is",
-)];
+const WITHOUT_ETAG: [(&str, &str); 2] = [
+    (
+        "CreatePasswordReset",
+        "makes a code and leaves the user as it is",
+    ),
+    (
+        "AnswerChallenge",
+        "a challenge is open until it is answered",
+    ),
+];
 
 const READS: [&str; 5] = ["Get", "List", "BatchGet", "Lookup", "Introspect"];
 
@@ -169,12 +181,23 @@ fn what_is_secret_is_marked_so_that_nothing_prints_it() {
 fn is_secret(field: &FieldDescriptor) -> bool {
     let is_text = matches!(field.kind(), prost_reflect::Kind::String);
     let name = field.name();
-    let words = ["password", "secret", "token", "code", "key"];
+    let message = field.parent_message();
+    // What holds secrets only, and names that are secrets themselves.
+    let special = [
+        ("CreateCredentialResponse", "enrolment"),
+        ("Totp", "uri"),
+        ("Challenge", "name"),
+        ("AnswerChallengeRequest", "name"),
+    ];
+    if special.contains(&(message.name(), name)) {
+        return true;
+    }
+    let words = ["password", "secret", "token", "code", "codes", "key"];
     let is_named_so = words
         .iter()
         .any(|word| name == *word || name.ends_with(&format!("_{word}")));
     let is_public = ["page_token", "next_page_token", "language_code"].contains(&name);
-    let is_password_value = field.parent_message().name() == "Password" && name == "value";
+    let is_password_value = message.name() == "Password" && name == "value";
     is_text && (is_named_so && !is_public || is_password_value)
 }
 

@@ -1,0 +1,445 @@
+//! What SessionService does with challenges.
+
+use aws_lc_rs::hmac;
+
+use super::{
+    call::{Call, mutate},
+    convert,
+    mint::Wish,
+    pb::{
+        self, ChallengeMethod, answer_challenge_request::Answer,
+        create_challenge_request::Delivery, sign_in_response,
+    },
+    secrets::{self, Answered},
+    sign_in::{self, Entry, First, Proof},
+};
+use crate::{
+    domain::{
+        assurance::Factor,
+        challenge::{self, Challenge, Next, Purpose, Question, SignIn},
+        credential::Kind,
+        error::{Error, Fields, Reason, Result},
+        identifier,
+        name::{SessionId, UserId},
+        network,
+        passkey::{Asked, Passkey, RelyingParty},
+        secret::{self, Digest, Secret},
+    },
+    store::{
+        challenges,
+        db::{Isolation, Read},
+        events,
+        factors::{self, Factor as Stored},
+        sessions, transact,
+        users::{self, IdentifierKind},
+    },
+};
+
+/// A challenge that is being opened, and what its answer shows of it.
+struct Opening {
+    secret: Secret,
+    challenge: Challenge,
+    /// For the browser.
+    options: String,
+    /// For whoever brings it to the person.
+    code: String,
+}
+
+/// Begins a sign-in, or a step-up for the caller's own session.
+pub(super) async fn create(
+    call: &Call,
+    request: pb::CreateChallengeRequest,
+) -> Result<pb::Challenge> {
+    match call.caller.session() {
+        Some(session) => create_for_session(call, session, request).await,
+        None => create_for_sign_in(call, request).await,
+    }
+}
+
+async fn create_for_session(
+    call: &Call,
+    session: SessionId,
+    request: pb::CreateChallengeRequest,
+) -> Result<pb::Challenge> {
+    let mut fields = Fields::new();
+    if !request.identifier.is_empty() {
+        let text = "is whoever calls; call without a token to begin a sign-in";
+        fields.refuse("identifier", text);
+    }
+    let method = method(request.method());
+    fields.finish()?;
+    let wish = Wish::parse(&request.audience, &request.scopes)?;
+    let user = call.user("identifier", "users/me")?;
+    let stored = factors::list(&mut call.db().read().await?, user).await?;
+    let mut methods = methods(&stored, call.app().passkeys.as_deref());
+    methods.retain(|have| method.is_none_or(|wanted| wanted == *have));
+    if methods.is_empty() {
+        let text = "has no such factor to prove anything with";
+        let name = user.to_string();
+        return Err(Error::precondition(Reason::WrongState, name, text));
+    }
+    let purpose = Purpose::StepUp(session);
+    let opening = open(call, Some(user), purpose, methods, wish, &stored)?;
+    store(call, &opening).await
+}
+
+async fn create_for_sign_in(
+    call: &Call,
+    request: pb::CreateChallengeRequest,
+) -> Result<pb::Challenge> {
+    if call.app().config.sign_in.require_frontend {
+        call.require("sessions.create")?;
+    }
+    let is_message = matches!(
+        request.method(),
+        ChallengeMethod::EmailCode | ChallengeMethod::SmsCode
+    );
+    if is_message && request.delivery() == Delivery::Return {
+        call.require("contacts.return_code")?;
+    }
+    let mut fields = Fields::new();
+    let method = method(request.method());
+    match method {
+        Some(Factor::Passkey) => {}
+        Some(Factor::EmailCode | Factor::SmsCode) => {
+            if request.identifier.is_empty() {
+                fields.refuse("identifier", "is required");
+            }
+            if request.delivery() == Delivery::Unspecified {
+                fields.refuse("delivery", "must be SEND or RETURN");
+            }
+        }
+        _ => fields.refuse(
+            "method",
+            "must be PASSKEY, EMAIL_CODE or SMS_CODE, which begin a sign-in",
+        ),
+    }
+    let sent = request.device.unwrap_or_default();
+    let device = sign_in::device(call, &mut fields, &sent);
+    fields.finish()?;
+    let wish = Wish::parse(&request.audience, &request.scopes)?;
+    let method = method.ok_or_else(|| Error::internal("checked above"))?;
+    if is_message && request.delivery == i32::from(Delivery::Send) {
+        let text = "needs a message sender, and this version has none";
+        let name = "delivery SEND";
+        return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
+    }
+    let typed = request.identifier;
+    let (user, identifier) = if typed.is_empty() {
+        (None, String::new())
+    } else {
+        let key = identifier::key(&typed).unwrap_or(typed);
+        let kind = IdentifierKind::Username;
+        let mut db = call.db().read().await?;
+        let user = users::find_by_identifier(&mut db, kind, &key).await?;
+        let user = user.map(|user| user.id);
+        if let Some(user) = user.filter(|_| is_message) {
+            // Who has the code signs in as the person.
+            call.require_full_power_over(&mut db, user.into()).await?;
+        }
+        (user, key)
+    };
+    let purpose = Purpose::SignIn(SignIn {
+        identifier,
+        first: None,
+        device,
+        known_device: None,
+    });
+    let opening = open(call, user, purpose, vec![method], wish, &[])?;
+    store(call, &opening).await
+}
+
+/// Asks somebody who has shown one factor for a second.
+pub(super) async fn ask(
+    call: &Call,
+    user: UserId,
+    sign_in: SignIn,
+    wish: Wish,
+    proof: Proof<'_>,
+) -> Result<pb::SignInResponse> {
+    let stored = factors::list(&mut call.db().read().await?, user).await?;
+    let methods = methods(&stored, call.app().passkeys.as_deref());
+    if methods.is_empty() {
+        relying_party(call)?;
+    }
+    let purpose = Purpose::SignIn(sign_in);
+    let opening = open(call, Some(user), purpose, methods, wish, &stored)?;
+    transact!(
+        call.attempts(Isolation::ReadCommitted),
+        attempts | tx | {
+            call.require_standing(tx).await?;
+            proof.hold(tx, call).await?;
+            challenges::insert(tx, &opening.secret.digest(), &opening.challenge).await?;
+        }
+    )?;
+    let mut challenge = opening.shown();
+    if call.validate_only {
+        challenge.name.clear();
+    }
+    Ok(pb::SignInResponse {
+        result: Some(sign_in_response::Result::Challenge(challenge)),
+        device_token: String::new(),
+    })
+}
+
+/// Completes a sign-in, asks for its next step, or raises a session.
+pub(super) async fn answer(
+    call: &Call,
+    request: pb::AnswerChallengeRequest,
+) -> Result<pb::SignInResponse> {
+    let Some(answer) = &request.answer else {
+        return Err(Error::field("answer", "is required"));
+    };
+    if let Some(first) = call.first_answer().await? {
+        return again(call, &first).await;
+    }
+    match answer_first(call, &request.name, answer).await {
+        Ok(response) => Ok(response),
+        // Perhaps because the first attempt of this request has meanwhile succeeded.
+        Err(refusal) => again(call, &call.first_answer_or(refusal).await?).await,
+    }
+}
+
+async fn answer_first(call: &Call, name: &str, answer: &Answer) -> Result<pb::SignInResponse> {
+    let answered = secrets::answer(call, name, answer).await?;
+    let question = &answered.challenge.question;
+    let wish = Wish {
+        audience: question.audience.clone(),
+        scopes: question.scopes.clone(),
+    };
+    let (user, factor) = (answered.owner.id, answered.factor);
+    match &question.purpose {
+        Purpose::StepUp(session) => step_up(call, &answered, *session, &wish).await,
+        Purpose::SignIn(begun) => {
+            match begun.next(factor, answered.credential, answered.has_second_factor()) {
+                Next::Ask => {
+                    let begun = begun.clone().after(factor, answered.credential);
+                    ask(call, user, begun, wish, Proof::Answer(&answered)).await
+                }
+                Next::Done { shown, credential } => {
+                    let password = answered.owner.password.as_ref();
+                    let entry = Entry {
+                        user,
+                        lifecycle: &answered.owner.lifecycle,
+                        shown,
+                        credential,
+                        device: begun.device.clone(),
+                        known_device: begun.known_device,
+                        password: password.map(|(_, hash)| hash),
+                        proof: Proof::Answer(&answered),
+                    };
+                    sign_in::complete(call, entry, &wish).await
+                }
+            }
+        }
+    }
+}
+
+/// The tokens of the session that the first call of this request made or raised.
+async fn again(call: &Call, first: &First) -> Result<pb::SignInResponse> {
+    let mut db = call.db().read().await?;
+    let session = first.session(&mut db, call).await?;
+    let owner = users::find_with_password(&mut db, session.user).await?;
+    drop(db);
+    let owner = owner.filter(|owner| owner.lifecycle.may_act(call.now));
+    let owner = owner.ok_or_else(Error::invalid_credentials)?;
+    let wish = Wish::parse("", &[])?;
+    let tokens = sign_in::tokens(call, &session, &owner.lifecycle, &wish).await?;
+    Ok(sign_in::response(call, tokens, String::new()))
+}
+
+/// Raises the assurance of a session and gives it a new pair of tokens: whoever has the old refresh
+/// token has not shown what was shown now (ASVS 7.2.4).
+async fn step_up(
+    call: &Call,
+    answered: &Answered,
+    id: SessionId,
+    wish: &Wish,
+) -> Result<pb::SignInResponse> {
+    let user = answered.owner.id;
+    let session = transact!(
+        call.attempts(Isolation::ReadCommitted),
+        attempts | tx | {
+            call.require_standing(tx).await?;
+            answered.redeem(tx, call).await?;
+            let found = sessions::find(tx, user, id).await?;
+            let found = found.filter(|session| session.is_live(call.now));
+            let ended = || Error::Unauthenticated(Reason::ChallengeEnded);
+            let mut session = found.ok_or_else(ended)?;
+            session.step_up(answered.factor, call.now);
+            session.next_generation(call.now, call.app().config.session_lifetimes());
+            let is_same =
+                sessions::step_up(tx, &session).await? && sessions::rotate(tx, &session).await?;
+            if !is_same {
+                return Err(Error::Conflict);
+            }
+            let event = call.event_of("session.stepped_up");
+            let event = event.about(session.name(), Some(user.into()));
+            let event = event.detail("amr", session.shown.amr.join(" "));
+            events::append(tx, &event).await?;
+            call.record(tx, &First::of(&session)).await?;
+            session
+        }
+    )?;
+    let tokens = sign_in::tokens(call, &session, &answered.owner.lifecycle, wish).await?;
+    Ok(sign_in::response(call, tokens, String::new()))
+}
+
+/// What a challenge is made of; nothing is stored yet.
+fn open(
+    call: &Call,
+    user: Option<UserId>,
+    purpose: Purpose,
+    methods: Vec<Factor>,
+    wish: Wish,
+    stored: &[Stored],
+) -> Result<Opening> {
+    let secret = Secret::new(secret::Kind::Challenge, &call.app().random.bytes::<32>());
+    let keys: &hmac::Key = &call.app().keys.codes;
+    let (code, digest) = if methods.iter().any(|method| is_message(*method)) {
+        let code = challenge::code(call.app().random.bytes());
+        let digest: Digest = challenge::code_digest(&code, &secret.digest(), keys);
+        (code, Some(digest))
+    } else {
+        (String::new(), None)
+    };
+    let asked = if methods.contains(&Factor::Passkey) {
+        Some(ask_browser(call, stored)?)
+    } else {
+        None
+    };
+    let address = match &purpose {
+        Purpose::SignIn(sign_in) => sign_in.device.address,
+        Purpose::StepUp(_) => None,
+    };
+    let (options, ceremony) = match asked {
+        Some(Asked { options, ceremony }) => (options, Some(ceremony)),
+        None => (String::new(), None),
+    };
+    let lifetime_s = call.app().config.sign_in.challenge_lifetime_s;
+    let challenge = Challenge {
+        opener: call.caller.uuid(),
+        user,
+        network: address.map(network::source),
+        question: Question {
+            purpose,
+            methods,
+            code: digest,
+            ceremony,
+            audience: wish.audience,
+            scopes: wish.scopes,
+        },
+        create_time: call.now,
+        expire_time: call.now.plus_s(lifetime_s),
+    };
+    Ok(Opening {
+        secret,
+        challenge,
+        options,
+        code,
+    })
+}
+
+const fn is_message(method: Factor) -> bool {
+    matches!(method, Factor::EmailCode | Factor::SmsCode)
+}
+
+/// The question for an assertion by one of these passkeys, or by any.
+fn ask_browser(call: &Call, stored: &[Stored]) -> Result<Asked> {
+    let passkeys: Vec<Passkey> = stored
+        .iter()
+        .filter(|stored| stored.kind == Kind::Passkey)
+        .filter_map(|stored| serde_json::from_slice(&stored.material).ok())
+        .collect();
+    relying_party(call)?.ask(&passkeys).map_err(Error::Internal)
+}
+
+/// What browsers know this installation by.
+pub(super) fn relying_party(call: &Call) -> Result<&RelyingParty> {
+    call.app().passkeys.as_deref().ok_or_else(|| {
+        let text = "are not configured: set `passkeys.domain`, or a `public_url` that has one";
+        Error::precondition(Reason::CredentialKindNotAllowed, "passkeys", text)
+    })
+}
+
+/// Stores a challenge that somebody asked for, unless there are too many of the same origin.
+async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
+    let Opening {
+        challenge, secret, ..
+    } = opening;
+    let answer = mutate!(call, Isolation::ReadCommitted, |tx| {
+        require_room(tx, call, challenge).await?;
+        challenges::insert(tx, &secret.digest(), challenge).await?;
+        if challenge.question.code.is_some() {
+            let event = call.event_of("challenge.code_returned");
+            let event = match challenge.user {
+                Some(user) => event.about_account(user),
+                None => event,
+            };
+            events::append(tx, &event).await?;
+        }
+        opening.shown()
+    })?;
+    Ok(super::credentials::without_secret_if_dry(call, answer))
+}
+
+async fn require_room(db: &mut Read, call: &Call, challenge: &Challenge) -> Result<()> {
+    let Some(network) = challenge.network else {
+        return Ok(());
+    };
+    let max = call.app().config.throttle.network_challenges;
+    if challenges::count_open(db, network, call.now).await? < max {
+        return Ok(());
+    }
+    Err(Error::Exhausted {
+        reason: Reason::Throttled,
+        retry_after: std::time::Duration::from_secs(30),
+    })
+}
+
+impl Opening {
+    fn shown(&self) -> pb::Challenge {
+        let methods = self.challenge.question.methods.iter();
+        pb::Challenge {
+            name: format!("challenges/{}", self.secret.text()),
+            methods: methods.map(|method| shown_method(*method).into()).collect(),
+            passkey_options_json: self.options.clone(),
+            code: self.code.clone(),
+            expire_time: Some(convert::timestamp(self.challenge.expire_time)),
+        }
+    }
+}
+
+/// What a person can answer with who has these factors.
+fn methods(stored: &[Stored], passkeys: Option<&RelyingParty>) -> Vec<Factor> {
+    let has = |kind: Kind| stored.iter().any(|stored| stored.kind == kind);
+    let offers = [
+        (Factor::Passkey, has(Kind::Passkey) && passkeys.is_some()),
+        (Factor::Totp, has(Kind::Totp)),
+        (Factor::RecoveryCode, has(Kind::RecoveryCodes)),
+    ];
+    let offers = offers.into_iter().filter(|(_, has)| *has);
+    offers.map(|(factor, _)| factor).collect()
+}
+
+const fn method(method: ChallengeMethod) -> Option<Factor> {
+    match method {
+        ChallengeMethod::Unspecified => None,
+        ChallengeMethod::Totp => Some(Factor::Totp),
+        ChallengeMethod::RecoveryCode => Some(Factor::RecoveryCode),
+        ChallengeMethod::Passkey => Some(Factor::Passkey),
+        ChallengeMethod::EmailCode => Some(Factor::EmailCode),
+        ChallengeMethod::SmsCode => Some(Factor::SmsCode),
+    }
+}
+
+const fn shown_method(factor: Factor) -> ChallengeMethod {
+    match factor {
+        Factor::Password => ChallengeMethod::Unspecified,
+        Factor::Totp => ChallengeMethod::Totp,
+        Factor::RecoveryCode => ChallengeMethod::RecoveryCode,
+        Factor::Passkey => ChallengeMethod::Passkey,
+        Factor::EmailCode => ChallengeMethod::EmailCode,
+        Factor::SmsCode => ChallengeMethod::SmsCode,
+    }
+}

@@ -1,0 +1,329 @@
+//! Answers to challenges: codes and assertions of passkeys.
+
+use std::net::IpAddr;
+
+use uuid::Uuid;
+
+use super::charge::{self, Payer, attempted};
+use crate::{
+    domain::{
+        assurance::Factor,
+        challenge::{self, Challenge, Purpose},
+        credential::{Kind, Parameters},
+        error::{Error, Reason, Result},
+        event::Event,
+        name::{CredentialId, SessionId, UserId},
+        passkey::{self, Passkey},
+        recovery_code::{self, RecoveryCode},
+        secret::{self, Digest, Secret},
+        throttle::Subject,
+        totp::Generator,
+    },
+    grpc::{call::Call, pb::answer_challenge_request::Answer},
+    store::{
+        challenges,
+        db::Write,
+        events,
+        factors::{self, Factor as Stored},
+        transact,
+        users::{self, PasswordOwner},
+    },
+};
+
+/// A right answer, which is good for as long as what it uses up is still there.
+pub(in crate::grpc) struct Answered {
+    pub(in crate::grpc) challenge: Challenge,
+    pub(in crate::grpc) owner: PasswordOwner,
+    pub(in crate::grpc) factor: Factor,
+    /// What it was given with, if it was a credential.
+    pub(in crate::grpc) credential: Option<CredentialId>,
+    digest: Digest,
+    spent: Spent,
+}
+
+/// What an answer uses up, besides its challenge.
+enum Spent {
+    Nothing,
+    Step(CredentialId, i64),
+    RecoveryCode(Digest),
+    Passkey(Box<(Stored, Passkey)>),
+}
+
+/// Looks at an answer to the challenge of this name. A challenge that is over, or somebody else's, is
+/// like none; of an answer to one that asks nobody, everything is done that is done for others.
+pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) -> Result<Answered> {
+    let Some((digest, challenge)) = find(call, name).await? else {
+        let event = attempted(call, REFUSED, None);
+        return Err(charge::refuse(call, call.address, event, Reason::ChallengeEnded).await?);
+    };
+    let factor = factor(&challenge, answer)?;
+    let user = match (challenge.user, answer) {
+        // Only where no name was given does the passkey say who it is.
+        (None, Answer::PasskeyResponseJson(response)) if asks_anybody(&challenge) => {
+            passkey::owner(response)
+        }
+        (user, _) => user,
+    };
+    let mut db = call.db().read().await?;
+    // Nobody has the nil id, so as much is asked for somebody unknown.
+    let id = user.unwrap_or(UserId(Uuid::nil()));
+    let owner = users::find_with_password(&mut db, id).await?;
+    let stored = factors::list(&mut db, id).await?;
+    let ways = match factor {
+        // Cannot be guessed: paid for when it is wrong.
+        Factor::Passkey => vec![Vec::new()],
+        _ => payer(call, &challenge).ways(call),
+    };
+    charge::require_patience(&mut db, call, &ways).await?;
+    drop(db);
+    let charged = charge::attempt(call, ways, Some(&digest)).await?;
+
+    let found = check(call, &challenge, &digest, id, &stored, answer).await?;
+    let found = found.zip(owner.filter(|owner| owner.lifecycle.may_act(call.now)));
+    let Some(((credential, spent), owner)) = found else {
+        let event = attempted(call, REFUSED, user.map(Into::into));
+        if factor == Factor::Passkey {
+            let address = address(call, &challenge);
+            return Err(charge::refuse(call, address, event, Reason::InvalidCode).await?);
+        }
+        return Err(wrong(call, event).await?);
+    };
+    charge::refund(call, &charged).await?;
+    Ok(Answered {
+        challenge,
+        owner,
+        factor,
+        credential,
+        digest,
+        spent,
+    })
+}
+
+impl Answered {
+    /// Uses the answer up, in the transaction of what it leads to: of all who come with it at the same
+    /// time, one succeeds.
+    pub(in crate::grpc) async fn redeem(&self, tx: &mut Write, call: &Call) -> Result<()> {
+        let (user, now) = (self.owner.id, call.now);
+        if !challenges::redeem(tx, &self.digest, now).await? {
+            return Err(Error::Unauthenticated(Reason::ChallengeEnded));
+        }
+        let is_taken = match &self.spent {
+            Spent::Nothing => true,
+            Spent::Step(id, step) => factors::use_step(tx, user, *id, *step, now).await?,
+            Spent::RecoveryCode(digest) => {
+                let left = factors::use_recovery_code(tx, user, digest, now).await?;
+                if let Some(left) = left.filter(|left| *left <= recovery_code::FEW) {
+                    let event = call.event_of("credential.recovery_codes_low");
+                    let event = event.about_account(user).detail("remaining", left);
+                    events::append(tx, &event).await?;
+                }
+                left.is_some()
+            }
+            Spent::Passkey(both) => {
+                let (old, new) = &**both;
+                let material = serde_json::to_vec(new).map_err(Error::internal)?;
+                let parameters = Parameters::Passkey(new.details.clone());
+                factors::use_passkey(tx, user, old, &material, &parameters, now).await?
+            }
+        };
+        if is_taken {
+            Ok(())
+        } else {
+            Err(Error::Unauthenticated(Reason::InvalidCode))
+        }
+    }
+
+    pub(in crate::grpc) fn has_second_factor(&self) -> bool {
+        self.owner.has_second_factor
+    }
+}
+
+/// Checks a code of a generator that a person is enrolling; the step of time it is of.
+pub(in crate::grpc) async fn of_generator(
+    call: &Call,
+    user: UserId,
+    session: SessionId,
+    generator: &Generator,
+    code: &str,
+) -> Result<i64> {
+    let payer = Payer {
+        subject: Subject::SecondFactor(user.into()),
+        rule: call.app().config.second_factor_throttle(),
+        device: Some(session.0),
+        address: call.address,
+    };
+    let ways = payer.ways(call);
+    charge::require_patience(&mut call.db().read().await?, call, &ways).await?;
+    let charged = charge::attempt(call, ways, None).await?;
+    if let Some(step) = generator.check(code, call.now, None) {
+        charge::refund(call, &charged).await?;
+        return Ok(step);
+    }
+    let event = attempted(call, NOT_CONFIRMED, Some(user.into()));
+    Err(wrong(call, event).await?)
+}
+
+/// The passkey that a person's browser has made for an enrolment.
+pub(in crate::grpc) async fn new_passkey(
+    call: &Call,
+    user: UserId,
+    stored: &Stored,
+    response: &str,
+) -> Result<Passkey> {
+    let ceremony = std::str::from_utf8(&stored.material).map_err(Error::internal)?;
+    let ours = call.app().passkeys.as_deref();
+    if let Some(passkey) = ours.and_then(|ours| ours.enrolled(ceremony, response)) {
+        return Ok(passkey);
+    }
+    let event = attempted(call, NOT_CONFIRMED, Some(user.into()));
+    Err(charge::refuse(call, call.address, event, Reason::InvalidCode).await?)
+}
+
+/// Writes down that a code was wrong, which has been paid for; the error to answer with.
+async fn wrong(call: &Call, event: Event) -> Result<Error> {
+    let event = Event {
+        refusal: Some(Reason::InvalidCode),
+        ..event
+    };
+    transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
+    Ok(Error::Unauthenticated(Reason::InvalidCode))
+}
+
+/// A stored generator of one-time codes.
+pub(in crate::grpc) fn generator(call: &Call, user: UserId, stored: &Stored) -> Option<Generator> {
+    let Some(Parameters::Totp(parameters)) = &stored.parameters else {
+        return None;
+    };
+    let context = sealed_for(user, stored.id);
+    let secret = call
+        .app()
+        .keys
+        .totp_secrets
+        .open(&context, &stored.material)?;
+    Some(Generator::new(*parameters, secret))
+}
+
+/// The types of the events of what is wrong.
+const REFUSED: &str = "challenge.refused";
+const NOT_CONFIRMED: &str = "credential.confirmation_refused";
+
+/// The open challenge of a name that this caller opened.
+async fn find(call: &Call, name: &str) -> Result<Option<(Digest, Challenge)>> {
+    let secret = name
+        .strip_prefix("challenges/")
+        .and_then(|text| Secret::parse(secret::Kind::Challenge, text));
+    let Some(secret) = secret else {
+        return Ok(None);
+    };
+    let digest = secret.digest();
+    let found = challenges::find(&mut call.db().read().await?, &digest, call.now).await?;
+    let is_for_caller = |challenge: &Challenge| {
+        let session = match challenge.question.purpose {
+            Purpose::StepUp(session) => Some(session),
+            Purpose::SignIn(_) => None,
+        };
+        challenge.opener == call.caller.uuid() && session == call.caller.session()
+    };
+    Ok(found
+        .filter(is_for_caller)
+        .map(|challenge| (digest, challenge)))
+}
+
+/// What kind of answer it is, if the challenge asks for one like this.
+fn factor(challenge: &Challenge, answer: &Answer) -> Result<Factor> {
+    let (field, kinds): (_, &[Factor]) = match answer {
+        Answer::TotpCode(_) => ("totp_code", &[Factor::Totp]),
+        Answer::RecoveryCode(_) => ("recovery_code", &[Factor::RecoveryCode]),
+        Answer::PasskeyResponseJson(_) => ("passkey_response_json", &[Factor::Passkey]),
+        Answer::Code(_) => ("code", &[Factor::EmailCode, Factor::SmsCode]),
+    };
+    let asked = &challenge.question.methods;
+    kinds
+        .iter()
+        .find(|kind| asked.contains(kind))
+        .copied()
+        .ok_or_else(|| Error::field(field, "is not among the methods of the challenge"))
+}
+
+/// Whether it is for the passkey to say who answers.
+fn asks_anybody(challenge: &Challenge) -> bool {
+    match &challenge.question.purpose {
+        Purpose::SignIn(sign_in) => sign_in.identifier.is_empty(),
+        Purpose::StepUp(_) => false,
+    }
+}
+
+fn payer(call: &Call, challenge: &Challenge) -> Payer {
+    let config = &call.app().config;
+    Payer {
+        subject: challenge.subject(),
+        rule: if challenge.is_first_step() {
+            config.account_throttle()
+        } else {
+            config.second_factor_throttle()
+        },
+        device: challenge.known_device(),
+        address: address(call, challenge),
+    }
+}
+
+/// Where the person is: a frontend, which answers for people, has said so in the beginning.
+fn address(call: &Call, challenge: &Challenge) -> Option<IpAddr> {
+    match &challenge.question.purpose {
+        Purpose::SignIn(sign_in) if call.caller.holds("sessions.create") => sign_in.device.address,
+        _ => call.address,
+    }
+}
+
+/// Whether the answer is right: what it was given with, and what it uses up.
+async fn check(
+    call: &Call,
+    challenge: &Challenge,
+    digest: &Digest,
+    user: UserId,
+    stored: &[Stored],
+    answer: &Answer,
+) -> Result<Option<(Option<CredentialId>, Spent)>> {
+    let of_kind = |kind: Kind| stored.iter().filter(move |stored| stored.kind == kind);
+    Ok(match answer {
+        Answer::TotpCode(code) => of_kind(Kind::Totp).find_map(|stored| {
+            let step = generator(call, user, stored)?.check(code, call.now, stored.used_step)?;
+            Some((Some(stored.id), Spent::Step(stored.id, step)))
+        }),
+        Answer::RecoveryCode(typed) => match RecoveryCode::parse(typed) {
+            None => None,
+            Some(code) => {
+                let digest = code.digest(user, &call.app().keys.codes);
+                let mut db = call.db().read().await?;
+                let found = factors::find_recovery_code(&mut db, user, &digest).await?;
+                found.map(|id| (Some(id), Spent::RecoveryCode(digest)))
+            }
+        },
+        Answer::PasskeyResponseJson(response) => {
+            let ours = call.app().passkeys.as_deref();
+            let ceremony = challenge.question.ceremony.as_deref();
+            ours.zip(ceremony).and_then(|(ours, ceremony)| {
+                let passkeys: Vec<(&Stored, Passkey)> = of_kind(Kind::Passkey)
+                    .filter_map(|stored| {
+                        Some((stored, serde_json::from_slice(&stored.material).ok()?))
+                    })
+                    .collect();
+                let keys: Vec<Passkey> = passkeys.iter().map(|(_, key)| key.clone()).collect();
+                let new = ours.check(ceremony, response, &keys)?;
+                let (old, _) = passkeys.into_iter().find(|(_, key)| key.id() == new.id())?;
+                Some((Some(old.id), Spent::Passkey(Box::new((old.clone(), new)))))
+            })
+        }
+        Answer::Code(typed) => {
+            let sent = challenge.question.code.as_ref();
+            let key = &call.app().keys.codes;
+            let is_right = sent.is_some_and(|sent| challenge::is_code(typed, digest, key, sent));
+            is_right.then_some((None, Spent::Nothing))
+        }
+    })
+}
+
+/// What a sealed secret is bound to: it opens nowhere else.
+pub(in crate::grpc) fn sealed_for(user: UserId, id: CredentialId) -> Vec<u8> {
+    [&user.0.as_bytes()[..], &id.0.as_bytes()[..]].concat()
+}

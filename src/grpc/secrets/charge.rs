@@ -1,0 +1,205 @@
+//! What attempts cost, and who pays.
+
+use std::{net::IpAddr, time::Duration};
+
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        error::{Error, Reason, Result},
+        event::Event,
+        name::AccountId,
+        network,
+        secret::Digest,
+        throttle::{Counter, Rule, Subject},
+    },
+    grpc::call::Call,
+    store::{
+        challenges,
+        db::{Attempts, Isolation, Read, Write},
+        events, throttles, transact,
+    },
+};
+
+/// What one attempt is counted for, by which rule.
+pub(super) type Charge = (Subject, Rule);
+
+/// Who answers for an attempt.
+pub(super) struct Payer {
+    pub(super) subject: Subject,
+    /// How failures of the subject, and of the device, are counted.
+    pub(super) rule: Rule,
+    /// A device or a session that shows that it is not a stranger's.
+    pub(super) device: Option<Uuid>,
+    /// Where it comes from, as far as that may be counted.
+    pub(super) address: Option<IpAddr>,
+}
+
+impl Payer {
+    /// What an attempt may be charged to, first choice first: a known device if it is one, so that
+    /// nobody else's failures matter to it; otherwise, or when the device has used up its credit, the
+    /// subject and the network.
+    pub(super) fn ways(self, call: &Call) -> Vec<Vec<Charge>> {
+        let rule = self.rule;
+        let device = self
+            .device
+            .map(|device| vec![(Subject::Device(device), rule)]);
+        let mut stranger = vec![(self.subject, rule)];
+        stranger.extend(network_charge(call, self.address));
+        device.into_iter().chain([stranger]).collect()
+    }
+}
+
+/// A first look, which decides nothing: refuses an attempt that would have to wait whichever way it
+/// is charged, for the shortest of these waits.
+pub(super) async fn require_patience(
+    db: &mut Read,
+    call: &Call,
+    ways: &[Vec<Charge>],
+) -> Result<()> {
+    let mut shortest = Duration::MAX;
+    for way in ways {
+        let mut wait = None;
+        for (key, _, rule) in keyed(call, way) {
+            let counter = throttles::find(db, &key).await?;
+            wait = wait.max(rule.charge(counter, call.now).err());
+        }
+        match wait {
+            None => return Ok(()),
+            Some(wait) => shortest = shortest.min(wait),
+        }
+    }
+    Err(counted(call, throttled(shortest)))
+}
+
+/// Charges the first way that has credit left, or none of them; what was charged. An answer to a
+/// challenge uses up one of its own as well.
+pub(super) async fn attempt(
+    call: &Call,
+    ways: Vec<Vec<Charge>>,
+    challenge: Option<&Digest>,
+) -> Result<Vec<Charge>> {
+    let mut refusal = Error::internal("no way to charge an attempt");
+    for way in ways {
+        let outcome = transact!(
+            attempts(call),
+            attempts | tx | {
+                charge_in(tx, call, &way).await?;
+                if let Some(challenge) = challenge
+                    && !challenges::count_answer(tx, challenge, call.now).await?
+                {
+                    return Err(Error::Unauthenticated(Reason::ChallengeEnded));
+                }
+            }
+        );
+        match outcome {
+            Ok(()) => return Ok(way),
+            Err(error @ Error::Exhausted { .. }) => refusal = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(counted(call, refusal))
+}
+
+const fn throttled(retry_after: Duration) -> Error {
+    Error::Exhausted {
+        reason: Reason::Throttled,
+        retry_after,
+    }
+}
+
+/// A refusal that is an answer, not only one way that was not open.
+fn counted(call: &Call, refusal: Error) -> Error {
+    call.app().metrics.throttled.inc();
+    refusal
+}
+
+fn network_charge(call: &Call, address: Option<IpAddr>) -> Option<Charge> {
+    let rule = call.app().config.network_throttle();
+    address.map(|address| (Subject::Network(network::source(address)), rule))
+}
+
+/// Counts one attempt for each subject, or for none of them if one has to wait.
+async fn charge_in(tx: &mut Write, call: &Call, charges: &[Charge]) -> Result<()> {
+    for (key, _, rule) in keyed(call, charges) {
+        let counter = throttles::lock(tx, &key).await?;
+        let counter = rule.charge(counter, call.now).map_err(throttled)?;
+        throttles::update(tx, &key, counter).await?;
+    }
+    Ok(())
+}
+
+/// After a right secret: the network gets back this one charge, account and device start anew.
+pub(super) async fn refund(call: &Call, charges: &[Charge]) -> Result<()> {
+    transact!(
+        attempts(call),
+        attempts | tx | {
+            for (key, subject, rule) in keyed(call, charges) {
+                let counter = match subject {
+                    Subject::Network(_) => rule.refund(throttles::lock(tx, &key).await?),
+                    _ => Counter::NONE,
+                };
+                throttles::update(tx, &key, counter).await?;
+            }
+        }
+    )
+}
+
+/// The counters in one order, so that two attempts never wait for each other in a circle.
+fn keyed<'a>(call: &Call, charges: &'a [Charge]) -> Vec<(Vec<u8>, &'a Subject, &'a Rule)> {
+    let key = &call.app().keys.throttle_keys;
+    let mut keyed: Vec<_> = charges
+        .iter()
+        .map(|(subject, rule)| (subject.key(key), subject, rule))
+        .collect();
+    keyed.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    keyed
+}
+
+/// Counters are hot rows, locked by the first statement about each; and they count even when the
+/// rest of the call only wants to know.
+fn attempts(call: &Call) -> Attempts<'_> {
+    Attempts::new(call.db(), Isolation::ReadCommitted, false)
+}
+
+/// For a secret that cannot be guessed and is wrong: counts it for the network, writes it down, and
+/// gives the error to answer with. A network that has sent too many costs nothing more.
+pub(super) async fn refuse(
+    call: &Call,
+    address: Option<IpAddr>,
+    event: Event,
+    reason: Reason,
+) -> Result<Error> {
+    let charges: Vec<Charge> = network_charge(call, address).into_iter().collect();
+    let event = Event {
+        refusal: Some(reason),
+        ..event
+    };
+    let mut db = call.db().read().await?;
+    match require_patience(&mut db, call, std::slice::from_ref(&charges)).await {
+        Err(throttled @ Error::Exhausted { .. }) => return Ok(throttled),
+        looked => looked?,
+    }
+    drop(db);
+    let outcome = transact!(
+        attempts(call),
+        attempts | tx | {
+            charge_in(tx, call, &charges).await?;
+            events::append(tx, &event).await?;
+        }
+    );
+    match outcome {
+        Ok(()) => Ok(Error::Unauthenticated(reason)),
+        Err(throttled @ Error::Exhausted { .. }) => Ok(counted(call, throttled)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The event of an attempt; what became of it is for the caller to say.
+pub(super) fn attempted(call: &Call, kind: &str, account: Option<AccountId>) -> Event {
+    let event = call.event_of(kind);
+    match account {
+        Some(account) => event.about_account(account),
+        None => event,
+    }
+}
