@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::{
     domain::{
         error::{Error, Reason, Result},
+        foreign_hash::ForeignHash,
         name::AccountId,
         password::{self, Cost, Memory, Password, PasswordHash},
         tally::Tally,
@@ -86,7 +87,17 @@ enum Work {
     Verify {
         password: Password,
         stored: PasswordHash,
+        /// What decides instead, at the cost of both.
+        foreign: Option<Box<ForeignHash>>,
     },
+}
+
+/// What a password is compared with.
+pub enum Stored {
+    Nothing,
+    Own(PasswordHash),
+    /// Of another system.
+    Foreign(Box<ForeignHash>),
 }
 
 enum Answer {
@@ -261,16 +272,27 @@ impl Hasher {
     }
 
     /// Whether the password is the stored one, and the password back. Without a stored one it is
-    /// not, at the same cost.
+    /// not, at the same cost; and a hash of another system costs what it costs on top of that, so that
+    /// a cheap one cannot be told from none.
     pub async fn verify(
         &self,
         ticket: Ticket,
         password: Password,
-        stored: Option<&PasswordHash>,
+        stored: Stored,
     ) -> Result<(bool, Password)> {
-        let exists = stored.is_some();
-        let stored = stored.unwrap_or(&self.nobody).clone();
-        match self.run(ticket, Work::Verify { password, stored }).await? {
+        let exists = !matches!(stored, Stored::Nothing);
+        let nobody = || self.nobody.clone();
+        let (stored, foreign) = match stored {
+            Stored::Nothing => (nobody(), None),
+            Stored::Own(stored) => (stored, None),
+            Stored::Foreign(foreign) => (nobody(), Some(foreign)),
+        };
+        let work = Work::Verify {
+            password,
+            stored,
+            foreign,
+        };
+        match self.run(ticket, work).await? {
             Answer::Verified(matches, password) => Ok((matches && exists, password)),
             Answer::Hashed(_) => Err(Error::internal("asked to verify, hashed")),
         }
@@ -371,12 +393,17 @@ impl Shared {
             } => password::hash(&password, salt, cost, &*self.pepper, memory)
                 .map(Answer::Hashed)
                 .map_err(Error::Internal),
-            Work::Verify { password, stored } => {
+            Work::Verify {
+                password,
+                stored,
+                foreign,
+            } => {
                 let matches = password::verify(&password, &stored, &*self.pepper, memory);
                 let matches = matches.unwrap_or_else(|cause| {
                     tracing::error!(cause, "a stored password hash cannot be used");
                     false
                 });
+                let matches = foreign.map_or(matches, |foreign| foreign.verify(&password, memory));
                 Ok(Answer::Verified(matches, password))
             }
         }
@@ -478,6 +505,7 @@ mod tests {
             .await
             .expect("hashes");
         let verify = async |text, stored: Option<&PasswordHash>| {
+            let stored = stored.map_or(Stored::Nothing, |hash| Stored::Own(hash.clone()));
             hasher
                 .verify(admit(), password(text), stored)
                 .await

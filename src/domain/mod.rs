@@ -12,6 +12,7 @@ pub mod credential;
 pub mod error;
 pub mod event;
 pub mod filter;
+pub mod foreign_hash;
 pub mod grant;
 pub mod identifier;
 pub mod keyring;

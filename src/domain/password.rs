@@ -3,11 +3,12 @@
 //! Follows NIST SP 800-63B-4 section 3.1.1 and ASVS 5.0 section 6.2: length instead of composition
 //! rules, a list of common passwords, no truncation. Passwords are compared after NFC, which makes
 //! the same password typed on two keyboards equal and loses nothing else.
-//! Invariant: argon2 is named here and nowhere else; whoever hashes brings the memory.
+//! Invariant: argon2 is named here and in `foreign_hash` alone; whoever hashes brings the memory.
 
 use std::{collections::HashSet, fmt, sync::LazyLock};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use data_encoding::BASE64_NOPAD;
 use password_hash::phc::{Ident, Output, ParamsString, PasswordHash as Phc, Salt};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
@@ -32,6 +33,10 @@ impl Password {
             1..=MAX_BYTES => Ok(Self::new(typed)),
             _ => Err(format!("must have at most {MAX_BYTES} bytes")),
         }
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 
     /// Whether this will do as a new password for an account whose names are `own_words`.
@@ -60,9 +65,13 @@ impl fmt::Debug for Password {
     }
 }
 
-/// A password hash as stored: a PHC string that names its own parameters.
+/// A password hash as stored: a PHC string that names its own parameters; or one of another system,
+/// which lacks the pepper and is encrypted instead.
 #[derive(Clone)]
 pub struct PasswordHash(String);
+
+/// What an encrypted hash of another system begins with.
+const SEALED: &str = "$sealed$";
 
 impl PasswordHash {
     pub fn from_stored(phc: String) -> Self {
@@ -71,6 +80,17 @@ impl PasswordHash {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// A hash of another system, encrypted.
+    pub fn sealed(sealed: &[u8]) -> Self {
+        Self(format!("{SEALED}{}", BASE64_NOPAD.encode(sealed)))
+    }
+
+    /// What is to be decrypted, if it is of another system.
+    pub fn as_sealed(&self) -> Option<Vec<u8>> {
+        let text = self.0.strip_prefix(SEALED)?;
+        BASE64_NOPAD.decode(text.as_bytes()).ok()
     }
 
     /// Whether the hash was made at another cost than `cost`, and should be made anew.
@@ -111,7 +131,7 @@ impl Cost {
         })
     }
 
-    fn is_within(self, ceiling: Self) -> bool {
+    pub(super) fn is_within(self, ceiling: Self) -> bool {
         self.memory_kib <= ceiling.memory_kib
             && self.iterations <= ceiling.iterations
             && self.parallelism <= ceiling.parallelism
@@ -142,7 +162,7 @@ impl Memory {
         Ok(Self(Vec::with_capacity(cost.params()?.block_count())))
     }
 
-    fn blocks(&mut self, params: &Params) -> &mut [Block] {
+    pub(super) fn blocks(&mut self, params: &Params) -> &mut [Block] {
         let count = params.block_count();
         if self.0.len() < count {
             self.0.resize(count, Block::default());
@@ -221,7 +241,7 @@ fn fill(
     let blocks = memory.blocks(&params);
     Argon2::new_with_secret(pepper, Algorithm::Argon2id, Version::V0x13, params)
         .and_then(|argon2| {
-            argon2.hash_password_into_with_memory(password.0.as_bytes(), salt, output, blocks)
+            argon2.hash_password_into_with_memory(password.as_bytes(), salt, output, blocks)
         })
         .map_err(|error| error.to_string())
 }

@@ -251,6 +251,14 @@ impl pb::credential_service_server::CredentialService for Credentials {
         Ok(Response::new(passwords::change(&call, request).await?))
     }
 
+    async fn import_password(
+        &self,
+        request: Request<pb::ImportPasswordRequest>,
+    ) -> Reply<pb::Credential> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        Ok(Response::new(passwords::import(&call, request).await?))
+    }
+
     async fn create_password_reset(
         &self,
         request: Request<pb::CreatePasswordResetRequest>,

@@ -17,6 +17,7 @@ use crate::{
         account::State,
         credential::Kind,
         error::{Error, Fields, Reason, Result},
+        foreign_hash::ForeignHash,
         identifier,
         name::{AccountId, UserId},
         password::Password,
@@ -147,6 +148,48 @@ pub(super) async fn change(
         let event = call.event().about(password.name(), Some(id.into()));
         events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
         pb::ChangePasswordResponse { ended_sessions }
+    })
+}
+
+/// Takes over the password that a person has in another system.
+pub(super) async fn import(
+    call: &Call,
+    request: pb::ImportPasswordRequest,
+) -> Result<pb::Credential> {
+    let id = call.user("name", &request.name)?;
+    let mut fields = Fields::new();
+    let text = request.password_hash;
+    fields.take("password_hash", ForeignHash::parse(&text));
+    fields.finish()?;
+    let new = secrets::seal_hash(call, id, &text);
+    let credential = secrets::password_credential(call, id);
+    mutate!(call, |tx| {
+        state(tx, id.into())
+            .await?
+            .require(&[State::Active, State::Suspended], id, call.now)?;
+        call.require_full_power_over(tx, id.into()).await?;
+        let owner = users::find_with_password(tx, id).await?;
+        let credential = match owner.and_then(|owner| owner.password) {
+            None => {
+                credentials::insert(tx, &credential, Kept::Password(&new)).await?;
+                credential.clone()
+            }
+            Some((old_id, old)) => {
+                let before = find(tx, id.into(), old_id).await?;
+                convert::require_etag(&request.etag, before.revision, before.name())?;
+                // Of ours once the person has signed in.
+                if old.as_sealed().is_none() {
+                    let name = before.name();
+                    return Err(Error::AlreadyExists { name });
+                }
+                credentials::replace_password(tx, id, &old, &new, Some(call.now)).await?;
+                challenges::delete_all(tx, id).await?;
+                find(tx, id.into(), old_id).await?
+            }
+        };
+        let event = call.event().about(credential.name(), Some(id.into()));
+        events::append(tx, &event).await?;
+        shown(&credential)
     })
 }
 

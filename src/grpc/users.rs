@@ -15,6 +15,7 @@ use crate::{
         account::{self, State},
         error::{Error, Fields, Result},
         filter::{self, Operator, Term},
+        foreign_hash::ForeignHash,
         identifier::{self, Username},
         name::{self, UserId},
         page,
@@ -71,14 +72,25 @@ impl pb::user_service_server::UserService for Users {
         } else {
             None
         };
+        let foreign = Some(request.password_hash).filter(|text| !text.is_empty());
+        if let Some(text) = &foreign {
+            fields.take("password_hash", ForeignHash::parse(text));
+            if has_password {
+                fields.refuse("password_hash", "or `password`, not both");
+            }
+        }
         require_to_create(&call, &given, &request.user_id, has_password)?;
+        if foreign.is_some() {
+            call.require("users.import")?;
+        }
         fields.finish()?;
-        let hash = match password {
-            Some(password) => {
+        let hash = match (password, foreign) {
+            (Some(password), _) => {
                 let hasher = &call.app().hasher;
                 Some(hasher.hash(hasher.admit(call.deadline)?, password).await?)
             }
-            None => None,
+            (None, Some(text)) => Some(secrets::seal_hash(&call, user.id, &text)),
+            (None, None) => None,
         };
         // An id of the caller's own choice may be that of a system account, or become it meanwhile; for
         // all else there are unique keys.

@@ -59,6 +59,8 @@ pub struct SecurityKey {
     id: Vec<u8>,
     user_handle: Option<String>,
     pub counter: u32,
+    /// Whether it counts its signatures; what is synchronised between devices does not.
+    pub counts: bool,
     /// Whether it checks a fingerprint or a PIN.
     pub verifies: bool,
     /// The page it is used on.
@@ -78,6 +80,7 @@ impl SecurityKey {
             id: vec![id; 32],
             user_handle: None,
             counter: 0,
+            counts: true,
             verifies: true,
             origin: "https://id.example".to_owned(),
             domain: "id.example".to_owned(),
@@ -140,7 +143,7 @@ impl SecurityKey {
     }
 
     fn client_data(&mut self, kind: &str, options: &Value) -> String {
-        self.counter += 1;
+        self.counter += u32::from(self.counts);
         let challenge = options["challenge"].as_str().expect("a challenge");
         json!({ "type": kind, "challenge": challenge, "origin": self.origin, "crossOrigin": false })
             .to_string()

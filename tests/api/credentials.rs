@@ -13,6 +13,9 @@ use crate::harness::{
     Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password,
 };
 
+/// Of `drei süße Möwen`.
+pub const BCRYPT: &str = "$2b$05$TQeYq4oCY2RlEIm4MEmHwuZ7lA7gTmWPwLLCOx4SR0vfNmDU89XBy";
+
 on_both_engines! {
     async fn a_client_secret_is_shown_once_and_works(engine: Engine) {
         let server = engine.server().await;
@@ -349,6 +352,49 @@ on_both_engines! {
         assert_refused(anonymous.issue(&account.uid, &limited.secret).await, Reason::InvalidCredentials);
         let refused = actor.system_accounts().get_system_account(pb::GetSystemAccountRequest { name: account.name }).await;
         assert_refused(refused, Reason::TokenExpired);
+    }
+
+    async fn people_move_here_with_the_password_they_have(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let user = pb::User { username: "ann".to_owned(), ..Default::default() };
+        let request = pb::CreateUserRequest { user: Some(user), password_hash: BCRYPT.to_owned(), ..Default::default() };
+        let name = operator.users().create_user(request.clone()).await.expect("created").into_inner().name;
+        let anonymous = server.anonymous().await;
+        assert_refused(anonymous.sign_in("ann", "drei Möwen").await, Reason::InvalidCredentials);
+        let stored = list(&operator, &name).await;
+        let ssha = "{SSHA}JCPMFJTXASlj0D70cqyHkiZUWTjA2HtP".to_owned();
+        let again = pb::ImportPasswordRequest { name: name.clone(), password_hash: ssha, ..Default::default() };
+        let stale = pb::ImportPasswordRequest { etag: "x".to_owned(), ..again.clone() };
+        assert_refused(operator.credentials().import_password(stale).await, Reason::EtagMismatch);
+        let replaced = operator.credentials().import_password(again.clone()).await.expect("not used yet");
+        assert_eq!(replaced.into_inner().name, stored[0].name);
+        let old = anonymous.sign_in("ann", "drei süße Möwen").await.expect("that of the other system");
+        let old = SignedIn::new(&anonymous, old);
+        anonymous.sign_in("ann", "drei süße Möwen").await.expect("by a hash of ours");
+        // Theirs now: nobody puts another in its place.
+        assert_refused(operator.credentials().import_password(again.clone()).await, Reason::AlreadyExists);
+        old.actor.get_user("users/me").await.expect("still signed in");
+
+        let newcomer = operator.create_user(pb::User { username: "bo".to_owned(), ..Default::default() }).await.expect("created");
+        let import = pb::ImportPasswordRequest { name: newcomer.name, ..again };
+        for bad in ["", "drei süße Möwen", "$2b$15$TQeYq4oCY2RlEIm4MEmHwuZ7lA7gTmWPwLLCOx4SR0vfNmDU89XBy"] {
+            let request = pb::ImportPasswordRequest { password_hash: bad.to_owned(), ..import.clone() };
+            assert_eq!(fields_of(operator.credentials().import_password(request).await), ["password_hash"]);
+        }
+        operator.credentials().import_password(import).await.expect("imported");
+        anonymous.sign_in("bo", "drei süße Möwen").await.expect("that of the other system");
+
+        let manager = server.system_account(&["roles/user-manager"]).await;
+        assert_refused(manager.users().create_user(request.clone()).await, Reason::ScopeMissing);
+        let both = pb::CreateUserRequest { password: password("ann"), ..request };
+        assert_eq!(fields_of(operator.users().create_user(both).await), ["password_hash"]);
+        // An importer has no power over who is more powerful.
+        let importer = server.system_account(&["scopes/accountd:users.import"]).await;
+        let boss = operator.create_user(pb::User::default()).await.expect("created").name;
+        server.grant(&boss, "roles/operator").await;
+        let request = pb::ImportPasswordRequest { name: boss, password_hash: BCRYPT.to_owned(), ..Default::default() };
+        assert_refused(importer.credentials().import_password(request).await, Reason::TargetOutranksCaller);
     }
 
     async fn lists_show_what_their_filters_say(engine: Engine) {

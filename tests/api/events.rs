@@ -67,6 +67,10 @@ on_both_engines! {
             ..Default::default()
         };
         again.actor.credentials().change_password(request).await.expect("changed");
+        let newcomer = operator.create_user(pb::User::default()).await.expect("created").name;
+        let hash = crate::credentials::BCRYPT.to_owned();
+        let request = pb::ImportPasswordRequest { name: newcomer, password_hash: hash, ..Default::default() };
+        operator.credentials().import_password(request).await.expect("imported");
         let (app, _) = crate::factors::enrol(&server, &again).await;
         server.advance_s(30);
         let anonymous = server.anonymous().await;

@@ -516,6 +516,29 @@ on_both_engines! {
         assert_refused(answer(&anonymous, &asked, signed).await, Reason::InvalidCode);
     }
 
+    async fn of_16_who_come_with_one_assertion_one_gets_in(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let mut key = SecurityKey::new(1);
+        key.counts = false;
+        enrol_passkey(&alice.actor, &mut key).await.expect("enrolled");
+        let anonymous = server.anonymous().await;
+        for _ in 0..5 {
+            let asked = passkey_challenge(&anonymous, "").await.expect("opened");
+            let signed = Answer::PasskeyResponseJson(key.sign(&asked.passkey_options_json));
+            let answers = (0..16).map(|_| {
+                let (anonymous, asked, signed) = (anonymous.clone(), asked.clone(), signed.clone());
+                tokio::spawn(async move { answer(&anonymous, &asked, signed).await })
+            });
+            let answers: Vec<_> = answers.collect();
+            let mut won = 0;
+            for answer in answers {
+                won += usize::from(answer.await.expect("no panic").is_ok());
+            }
+            assert_eq!(won, 1);
+        }
+    }
+
     async fn an_assertion_that_is_not_quite_right_is_refused(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;

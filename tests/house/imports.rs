@@ -37,7 +37,7 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 19] = [
+const CRATES: [(&str, &[&str]); 23] = [
     ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
     ("tonic", &["bench/", "grpc/", "server.rs"]),
@@ -49,8 +49,15 @@ const CRATES: [(&str, &[&str]); 19] = [
     ("prost", &["grpc/", "http/gateway.rs"]),
     ("prost_types", &["grpc/", "http/openapi.rs"]),
     ("prost_reflect", &["grpc/", "http/"]),
-    ("argon2", &["domain/password.rs"]),
-    ("password_hash", &["domain/password.rs"]),
+    ("argon2", &["domain/password.rs", "domain/foreign_hash.rs"]),
+    (
+        "password_hash",
+        &["domain/password.rs", "domain/foreign_hash.rs"],
+    ),
+    ("bcrypt", &["domain/foreign_hash.rs"]),
+    ("pbkdf2", &["domain/foreign_hash.rs"]),
+    ("scrypt", &["domain/foreign_hash.rs"]),
+    ("sha_crypt", &["domain/foreign_hash.rs"]),
     ("jsonwebtoken", &["domain/keyring.rs"]),
     ("totp_rs", &["domain/totp.rs"]),
     ("webauthn_rs", &["domain/passkey.rs"]),

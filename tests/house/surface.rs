@@ -192,7 +192,9 @@ fn is_secret(field: &FieldDescriptor) -> bool {
     if special.contains(&(message.name(), name)) {
         return true;
     }
-    let words = ["password", "secret", "token", "code", "codes", "key"];
+    let words = [
+        "password", "secret", "token", "code", "codes", "key", "hash",
+    ];
     let is_named_so = words
         .iter()
         .any(|word| name == *word || name.ends_with(&format!("_{word}")));

@@ -11,7 +11,7 @@ mod password;
 
 pub(super) use answer::{Answered, answer, generator, new_passkey, of_generator, sealed_for};
 pub(super) use password::{
-    Attempt, From, Proven, Whose, new_password, password, password_credential,
+    Attempt, From, Proven, Whose, new_password, password, password_credential, seal_hash,
 };
 
 use self::charge::{attempted, refuse};

@@ -11,6 +11,7 @@ use crate::{
         credential::{self, Credential},
         error::{Error, Fields, Reason, Result},
         event::Event,
+        foreign_hash::ForeignHash,
         identifier,
         name::{AccountId, CredentialId, SessionId, UserId},
         network,
@@ -19,6 +20,7 @@ use crate::{
         user::User,
     },
     grpc::call::Call,
+    hasher::Stored,
     store::{
         db::Read,
         events, transact,
@@ -107,6 +109,7 @@ pub(in crate::grpc) async fn password(call: &Call, attempt: Attempt<'_>) -> Resu
         None => ticket,
     };
     let charged = charge::attempt(call, ways, None).await?;
+    let stored = stored_hash(call, account, stored);
     let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
 
     let proven = owner.filter(|owner| matches && owner.lifecycle.may_act(now));
@@ -144,6 +147,35 @@ pub(in crate::grpc) async fn password(call: &Call, attempt: Attempt<'_>) -> Resu
         device,
         has_second_factor,
     })
+}
+
+/// What the password is to be compared with; a hash of another system is decrypted for that.
+fn stored_hash(call: &Call, account: Option<AccountId>, hash: Option<&PasswordHash>) -> Stored {
+    let Some((account, hash)) = account.zip(hash) else {
+        return Stored::Nothing;
+    };
+    let Some(sealed) = hash.as_sealed() else {
+        return Stored::Own(hash.clone());
+    };
+    let key = &call.app().keys.foreign_hashes;
+    let text = key.open(account.uuid().as_bytes(), &sealed);
+    let hash = text
+        .as_deref()
+        .and_then(|text| ForeignHash::parse(std::str::from_utf8(text).ok()?).ok());
+    match hash {
+        Some(hash) => Stored::Foreign(Box::new(hash)),
+        None => {
+            tracing::error!(%account, "a stored hash of another system cannot be used");
+            Stored::Nothing
+        }
+    }
+}
+
+/// A hash of another system, as it is stored.
+pub(in crate::grpc) fn seal_hash(call: &Call, user: UserId, text: &str) -> PasswordHash {
+    let app = call.app();
+    let key = &app.keys.foreign_hashes;
+    PasswordHash::sealed(&key.seal(app.random.bytes(), user.0.as_bytes(), text.as_bytes()))
 }
 
 /// What the attempt is counted for, unless the device is known: the account, or what was typed.
