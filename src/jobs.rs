@@ -21,7 +21,7 @@ use crate::{
     grpc::call::Call,
     signing,
     store::{
-        challenges, credentials,
+        challenges, client_assertions, credentials,
         db::{Read, Write},
         events, grants, leases, meta, password_resets, requests, sessions, system_accounts,
         throttles, tokens, transact, users,
@@ -135,6 +135,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::RevokedTokens, ago(CLOCKS_APART_S)),
         (Table::PasswordResets, now),
         (Table::Challenges, now),
+        (Table::Assertions, ago(CLOCKS_APART_S)),
         (Table::Enrolments, now),
         (Table::Sessions, ago(retention.ended_sessions_s)),
         (Table::Credentials, ago(retention.revoked_credentials_s)),
@@ -166,6 +167,8 @@ enum Table {
     RevokedTokens,
     PasswordResets,
     Challenges,
+    /// Assertions of programs that were used.
+    Assertions,
     /// Credentials that were never confirmed.
     Enrolments,
     Sessions,
@@ -191,6 +194,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::RevokedTokens => tokens::forget(tx, before, BATCH).await?,
         Table::PasswordResets => password_resets::forget(tx, before, BATCH).await?,
         Table::Challenges => challenges::forget(tx, before, BATCH).await?,
+        Table::Assertions => client_assertions::forget(tx, before, BATCH).await?,
         Table::Enrolments => credentials::forget_pending(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    client_assertion::PublicKey,
     error::{Error, Reason, Result},
     name::{AccountId, CredentialId},
     passkey,
@@ -37,16 +38,18 @@ pub enum Kind {
     RecoveryCodes,
     ClientSecret,
     ApiKey,
+    PublicKey,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Password,
         Self::Totp,
         Self::Passkey,
         Self::RecoveryCodes,
         Self::ClientSecret,
         Self::ApiKey,
+        Self::PublicKey,
     ];
 
     /// As stored.
@@ -58,6 +61,7 @@ impl Kind {
             Self::RecoveryCodes => "recovery_codes",
             Self::ClientSecret => "client_secret",
             Self::ApiKey => "api_key",
+            Self::PublicKey => "public_key",
         }
     }
 
@@ -75,8 +79,13 @@ impl Kind {
         !matches!(self, Self::Totp | Self::RecoveryCodes)
     }
 
-    const fn is_of_program(self) -> bool {
+    /// Whether it is known to the other side as well, and so may be lost there.
+    pub const fn is_shared_secret(self) -> bool {
         matches!(self, Self::ClientSecret | Self::ApiKey)
+    }
+
+    const fn is_of_program(self) -> bool {
+        matches!(self, Self::ClientSecret | Self::ApiKey | Self::PublicKey)
     }
 }
 
@@ -139,6 +148,7 @@ impl Retirement {
 pub enum Parameters {
     Totp(totp::Parameters),
     Passkey(passkey::Details),
+    PublicKey(PublicKey),
 }
 
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! RFC 8725: each key works with exactly one algorithm, the token's header chooses nothing but which
 //! of our own keys is tried, and the token's type is checked. Symmetric algorithms do not exist here.
-//! Invariant: jsonwebtoken is named here and nowhere else on the server.
+//! Invariant: jsonwebtoken is named here and in `client_assertion` alone.
 
 use std::{
     collections::{HashMap, HashSet},

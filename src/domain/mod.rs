@@ -8,6 +8,7 @@ pub mod access;
 pub mod account;
 pub mod assurance;
 pub mod challenge;
+pub mod client_assertion;
 pub mod credential;
 pub mod error;
 pub mod event;

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use super::{
     account::Lifecycle,
+    credential,
     name::{SystemAccountId, UserId},
     time::Timestamp,
 };
@@ -36,9 +37,10 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether a secret that is also known to the other side may authenticate it.
-    pub const fn allows_shared_secret(self) -> bool {
-        matches!(self, Self::Service)
+    /// Whether a credential of this kind may authenticate it: what is more than a service takes nothing
+    /// that somebody else knows too.
+    pub const fn allows(self, credential: credential::Kind) -> bool {
+        matches!(self, Self::Service) || !credential.is_shared_secret()
     }
 }
 

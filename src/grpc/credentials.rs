@@ -14,6 +14,7 @@ use crate::{
     domain::{
         access::Proof,
         account::{self, State as AccountState},
+        client_assertion::PublicKey,
         credential::{
             Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
             MAX_SECRETS, Parameters, State, WRITABLE,
@@ -72,6 +73,9 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 create_secret(&call, parent, Kind::ClientSecret, &input).await?
             }
             Some(Detail::ApiKey(_)) => create_secret(&call, parent, Kind::ApiKey, &input).await?,
+            Some(Detail::PublicKey(key)) => {
+                create_public_key(&call, parent, &input, &key.jwk).await?
+            }
             None => {
                 let text = "must say which kind, such as `password` or `client_secret`";
                 return Err(Error::field("credential", text).into());
@@ -105,7 +109,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let account = call.account("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
-        let expected = "password, totp, passkey, recovery_codes, client_secret or api_key";
+        let expected =
+            "password, totp, passkey, recovery_codes, client_secret, api_key or public_key";
         let kind = filter::only(&request.filter, "kind", expected, Kind::parse)?;
         let parent = account.to_string();
         let context = call.page_context(&[&parent, &request.filter]);
@@ -308,20 +313,60 @@ async fn create_secret(
     kind: Kind,
     input: &pb::Credential,
 ) -> Result<pb::CreateCredentialResponse> {
-    let AccountId::System(id) = parent else {
-        return Err(not_allowed(parent, kind));
-    };
-    let mut fields = Fields::new();
-    let edits = edits(&mut fields, &WRITABLE, input, call.now);
-    fields.finish()?;
+    let mut credential = of_program(call, Fields::new(), parent, kind, input)?;
     let written = secret_kind(kind).ok_or_else(|| not_allowed(parent, kind))?;
     let secret = Secret::new(written, &call.app().random.bytes::<32>());
-    let credential_id = CredentialId(call.new_uuid());
-    let mut credential = Credential::new(credential_id, parent, kind, call.now);
     credential.hint = secret.hint();
+    let kept = Kept::Digest(&secret.digest());
+    store(call, &credential, kept, &secret.text()).await
+}
+
+/// A key of a program, of which we have the public half.
+async fn create_public_key(
+    call: &Call,
+    parent: AccountId,
+    input: &pb::Credential,
+    jwk: &str,
+) -> Result<pb::CreateCredentialResponse> {
+    let mut fields = Fields::new();
+    let key = fields.take("credential.public_key.jwk", PublicKey::parse(jwk));
+    let mut credential = of_program(call, fields, parent, Kind::PublicKey, input)?;
+    credential.parameters = key.map(Parameters::PublicKey);
+    store(call, &credential, Kept::Material(&[]), "").await
+}
+
+/// A new credential of a program with what the message says of it; `fields` may know more that is wrong.
+fn of_program(
+    call: &Call,
+    mut fields: Fields,
+    parent: AccountId,
+    kind: Kind,
+    input: &pb::Credential,
+) -> Result<Credential> {
+    if !matches!(parent, AccountId::System(_)) {
+        return Err(not_allowed(parent, kind));
+    }
+    let edits = edits(&mut fields, &WRITABLE, input, call.now);
+    fields.finish()?;
+    let id = CredentialId(call.new_uuid());
+    let mut credential = Credential::new(id, parent, kind, call.now);
     for edit in edits {
         credential.edit(edit)?;
     }
+    Ok(credential)
+}
+
+/// Stores a credential of a program, if it may have one like that.
+async fn store(
+    call: &Call,
+    credential: &Credential,
+    kept: Kept<'_>,
+    secret: &str,
+) -> Result<pb::CreateCredentialResponse> {
+    let (parent, kind) = (credential.account, credential.kind);
+    let AccountId::System(id) = parent else {
+        return Err(not_allowed(parent, kind));
+    };
     let response = mutate!(call, |tx| {
         let account = system_accounts::find(tx, id).await?;
         let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
@@ -331,7 +376,7 @@ async fn create_secret(
             parent,
             call.now,
         )?;
-        if !account.kind.allows_shared_secret() {
+        if !account.kind.allows(kind) {
             return Err(not_allowed(parent, kind));
         }
         require_room(tx, parent, kind, MAX_SECRETS).await?;
@@ -339,12 +384,12 @@ async fn create_secret(
         if let Some(own) = own_credential(tx, call, parent).await? {
             credential.confine(&own)?;
         }
-        credentials::insert(tx, &credential, Kept::Digest(&secret.digest())).await?;
+        credentials::insert(tx, &credential, kept).await?;
         let event = call.event().about(credential.name(), Some(parent));
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
         pb::CreateCredentialResponse {
             credential: Some(shown(&credential)),
-            secret: secret.text(),
+            secret: secret.to_owned(),
             enrolment: None,
         }
     })?;
@@ -356,7 +401,7 @@ const fn secret_kind(kind: Kind) -> Option<secret::Kind> {
     match kind {
         Kind::ClientSecret => Some(secret::Kind::ClientSecret),
         Kind::ApiKey => Some(secret::Kind::ApiKey),
-        Kind::Password | Kind::Totp | Kind::Passkey | Kind::RecoveryCodes => None,
+        Kind::Password | Kind::Totp | Kind::Passkey | Kind::RecoveryCodes | Kind::PublicKey => None,
     }
 }
 
@@ -570,7 +615,7 @@ pub(super) fn shown(credential: &Credential) -> pb::Credential {
 /// What differs from kind to kind.
 fn detail(credential: &Credential) -> pb::credential::Detail {
     use pb::credential::{
-        ApiKey, ClientSecret, Detail, Passkey, Password, RecoveryCodes, Totp, totp,
+        ApiKey, ClientSecret, Detail, Passkey, Password, PublicKey, RecoveryCodes, Totp, totp,
     };
     match (credential.kind, &credential.parameters) {
         (Kind::Password, _) => Detail::Password(Password {
@@ -600,5 +645,10 @@ fn detail(credential: &Credential) -> pb::credential::Detail {
         }),
         (Kind::ClientSecret, _) => Detail::ClientSecret(ClientSecret {}),
         (Kind::ApiKey, _) => Detail::ApiKey(ApiKey {}),
+        (Kind::PublicKey, Some(Parameters::PublicKey(key))) => Detail::PublicKey(PublicKey {
+            jwk: key.jwk.clone(),
+            kid: key.kid.clone(),
+        }),
+        (Kind::PublicKey, _) => Detail::PublicKey(PublicKey::default()),
     }
 }

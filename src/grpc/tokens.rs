@@ -152,11 +152,20 @@ fn presented(request: &pb::IssueTokenRequest) -> Result<Presented<'_>> {
         client_id,
         client_secret: secret,
         api_key,
+        client_assertion: assertion,
         ..
     } = request;
-    match (client_id.as_str(), secret.as_str(), api_key.as_str()) {
-        ("", "", key) if !key.is_empty() => Ok(Presented::ApiKey(key)),
-        (client_id, secret, "") => Ok(Presented::ClientSecret { client_id, secret }),
+    match (&**client_id, &**secret, &**api_key, &**assertion) {
+        (client_id, "", "", assertion) if !assertion.is_empty() => Ok(Presented::Assertion {
+            client_id,
+            assertion,
+        }),
+        (_, _, _, assertion) if !assertion.is_empty() => {
+            let text = "excludes `client_secret` and `api_key`";
+            Err(Error::field("client_assertion", text))
+        }
+        ("", "", key, _) if !key.is_empty() => Ok(Presented::ApiKey(key)),
+        (client_id, secret, "", _) => Ok(Presented::ClientSecret { client_id, secret }),
         _ => {
             let text = "excludes `client_id` and `client_secret`";
             Err(Error::field("api_key", text))

@@ -85,7 +85,7 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
         }
         None => return Err(OAuthError::invalid_request("grant_type is missing")),
     }
-    let (client_id, client_secret) = client(&parts.headers, &form)?;
+    let mut request = client(&parts.headers, &form)?;
     let requested = form.get("scope")?.unwrap_or_default();
     let scopes: Vec<&str> = requested
         .split(' ')
@@ -99,9 +99,8 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
         }
         (audience, resource) => audience.or(resource).unwrap_or_default(),
     };
-    let request = json!({
-        "clientId": client_id, "clientSecret": client_secret, "audience": audience, "scopes": scopes,
-    });
+    request["audience"] = json!(audience);
+    request["scopes"] = json!(scopes);
     // A header for client authentication is not a bearer token to the RPC.
     let mut inner = parts.clone();
     inner.headers.remove(header::AUTHORIZATION);
@@ -138,20 +137,39 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
     }))
 }
 
-/// The client's id and secret: from the Basic header or from the form, and from one of them only
-/// (RFC 6749 section 2.3).
-fn client(headers: &HeaderMap, form: &Form) -> Result<(String, String), OAuthError> {
+/// What a client says that it is a JWT which it sends (RFC 7523 section 2.2).
+const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// How the client authenticates, as fields of IssueToken: with id and secret, from the Basic header or
+/// from the form, or with an assertion, and in one of these ways only (RFC 6749 section 2.3).
+fn client(headers: &HeaderMap, form: &Form) -> Result<Value, OAuthError> {
     let in_form = (form.get("client_id")?, form.get("client_secret")?);
+    let assertion = match (
+        form.get("client_assertion_type")?,
+        form.get("client_assertion")?,
+    ) {
+        (None, None) => None,
+        (Some(JWT_BEARER), Some(assertion)) => Some(assertion),
+        _ => {
+            let text = "client_assertion goes with the client_assertion_type of RFC 7523";
+            return Err(OAuthError::invalid_request(text));
+        }
+    };
+    let twice = || OAuthError::invalid_request("two ways of client authentication at once");
     let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return match in_form {
-            (Some(id), Some(secret)) => Ok((id.to_owned(), secret.to_owned())),
+        return match (in_form, assertion) {
+            ((_, Some(_)), Some(_)) => Err(twice()),
+            ((id, None), Some(assertion)) => {
+                Ok(json!({ "clientId": id.unwrap_or_default(), "clientAssertion": assertion }))
+            }
+            ((Some(id), Some(secret)), None) => {
+                Ok(json!({ "clientId": id, "clientSecret": secret }))
+            }
             _ => Err(invalid_client("the client has to authenticate")),
         };
     };
-    if in_form.1.is_some() {
-        return Err(OAuthError::invalid_request(
-            "two ways of client authentication at once",
-        ));
+    if in_form.1.is_some() || assertion.is_some() {
+        return Err(twice());
     }
     let basic = || -> Option<(String, String)> {
         let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
@@ -176,7 +194,7 @@ fn client(headers: &HeaderMap, form: &Form) -> Result<(String, String), OAuthErr
     if in_form.0.is_some_and(|other| other != id) {
         return Err(OAuthError::invalid_request("two different clients at once"));
     }
-    Ok((id, secret))
+    Ok(json!({ "clientId": id, "clientSecret": secret }))
 }
 
 fn invalid_client(description: &str) -> OAuthError {

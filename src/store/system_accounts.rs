@@ -79,6 +79,24 @@ pub async fn find_by_secret(
         .await
 }
 
+/// An account with its public keys that are not revoked: one row each, none without a key.
+pub async fn list_with_public_keys(
+    db: &mut Read,
+    id: SystemAccountId,
+) -> Result<Vec<(SystemAccount, Credential)>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", ",
+        credential_columns!(),
+        " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
+          WHERE c.account_id = $1 AND c.kind = 'public_key' AND c.state <> 'REVOKED'
+          ORDER BY c.id"
+    );
+    let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
+    db.all(sql.bind(id), both).await
+}
+
 /// An account that accountd made for itself.
 pub async fn find_built_in(db: &mut Read, display_name: &str) -> Result<Option<SystemAccount>> {
     let sql = sql!(

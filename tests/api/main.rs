@@ -12,6 +12,7 @@ mod process;
 
 mod abuse;
 mod access;
+mod assertions;
 mod budget;
 mod crash;
 mod credentials;

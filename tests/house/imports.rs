@@ -58,7 +58,10 @@ const CRATES: [(&str, &[&str]); 23] = [
     ("pbkdf2", &["domain/foreign_hash.rs"]),
     ("scrypt", &["domain/foreign_hash.rs"]),
     ("sha_crypt", &["domain/foreign_hash.rs"]),
-    ("jsonwebtoken", &["domain/keyring.rs"]),
+    (
+        "jsonwebtoken",
+        &["domain/keyring.rs", "domain/client_assertion.rs"],
+    ),
     ("totp_rs", &["domain/totp.rs"]),
     ("webauthn_rs", &["domain/passkey.rs"]),
     ("webauthn_rs_proto", &["domain/passkey.rs"]),

@@ -188,6 +188,7 @@ fn is_secret(field: &FieldDescriptor) -> bool {
         ("Totp", "uri"),
         ("Challenge", "name"),
         ("AnswerChallengeRequest", "name"),
+        ("IssueTokenRequest", "client_assertion"),
     ];
     if special.contains(&(message.name(), name)) {
         return true;

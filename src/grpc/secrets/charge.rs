@@ -158,7 +158,7 @@ fn keyed<'a>(call: &Call, charges: &'a [Charge]) -> Vec<(Vec<u8>, &'a Subject, &
 
 /// Counters are hot rows, locked by the first statement about each; and they count even when the
 /// rest of the call only wants to know.
-fn attempts(call: &Call) -> Attempts<'_> {
+pub(super) fn attempts(call: &Call) -> Attempts<'_> {
     Attempts::new(call.db(), Isolation::ReadCommitted, false)
 }
 

@@ -19,7 +19,8 @@ use super::call::Call;
 use crate::{
     domain::{
         account::Lifecycle,
-        credential::{self, Credential},
+        client_assertion,
+        credential::{self, Credential, Parameters},
         error::{Reason, Result},
         name::AccountId,
         network,
@@ -29,7 +30,7 @@ use crate::{
         token,
     },
     store::{
-        password_resets, sessions, system_accounts,
+        client_assertions, password_resets, sessions, system_accounts, transact,
         users::{self, PasswordOwner},
     },
 };
@@ -37,8 +38,16 @@ use crate::{
 /// What a program shows for itself.
 #[derive(Clone, Copy)]
 pub(super) enum Presented<'a> {
-    ClientSecret { client_id: &'a str, secret: &'a str },
+    ClientSecret {
+        client_id: &'a str,
+        secret: &'a str,
+    },
     ApiKey(&'a str),
+    /// What it has signed; the client that was named beside it may be empty.
+    Assertion {
+        client_id: &'a str,
+        assertion: &'a str,
+    },
 }
 
 /// The account of a program and its secret, if that is good here and now.
@@ -47,6 +56,10 @@ pub(super) async fn of_program(
     presented: Presented<'_>,
 ) -> Result<(SystemAccount, Credential)> {
     let (id, kind, secret) = match presented {
+        Presented::Assertion {
+            client_id,
+            assertion,
+        } => return of_signer(call, client_id, assertion).await,
         Presented::ClientSecret { client_id, secret } => {
             let id = token::client_id(client_id);
             // Whose secret it is has to be said as well.
@@ -66,11 +79,7 @@ pub(super) async fn of_program(
         }
     };
     let is_good = |account: &SystemAccount, credential: &Credential| {
-        id.is_none_or(|id| account.id == id)
-            && account.lifecycle.may_act(call.now)
-            && credential.is_live(call.now)
-            && network::allows(&account.limits.allowed_cidrs, call.address)
-            && network::allows(&credential.allowed_cidrs, call.address)
+        id.is_none_or(|id| account.id == id) && may_come(call, account, credential)
     };
     match found {
         Some((account, credential)) if is_good(&account, &credential) => Ok((account, credential)),
@@ -86,6 +95,55 @@ pub(super) async fn of_program(
             Err(refuse(call, call.address, event, Reason::InvalidCredentials).await?)
         }
     }
+}
+
+/// Whether a program may act, with this credential, from where it is.
+fn may_come(call: &Call, account: &SystemAccount, credential: &Credential) -> bool {
+    account.lifecycle.may_act(call.now)
+        && account.kind.allows(credential.kind)
+        && credential.is_live(call.now)
+        && network::allows(&account.limits.allowed_cidrs, call.address)
+        && network::allows(&credential.allowed_cidrs, call.address)
+}
+
+/// The account of a program and the key with which it has signed an assertion, which is used up here.
+async fn of_signer(
+    call: &Call,
+    client_id: &str,
+    assertion: &str,
+) -> Result<(SystemAccount, Credential)> {
+    let id = client_assertion::subject(assertion)
+        .filter(|id| client_id.is_empty() || token::client_id(client_id) == Some(*id));
+    let mut good = Vec::new();
+    if let Some(id) = id {
+        let mut db = call.db().read().await?;
+        good = system_accounts::list_with_public_keys(&mut db, id).await?;
+    }
+    good.retain(|(account, credential)| may_come(call, account, credential));
+    let keys = good.iter().filter_map(|both| match &both.1.parameters {
+        Some(Parameters::PublicKey(key)) => Some((both, key)),
+        _ => None,
+    });
+    let issuer = &call.app().issuer;
+    let audiences = [
+        issuer.clone(),
+        format!("{issuer}/oauth2/token"),
+        format!("{issuer}/v1/tokens:issue"),
+    ];
+    let verified = id
+        .and_then(|id| client_assertion::verify(assertion, id, keys, &audiences, call.now))
+        .map(|((account, credential), used)| (account.clone(), credential.clone(), used));
+    if let Some((account, credential, used)) = verified {
+        let is_first = transact!(
+            charge::attempts(call),
+            attempts | tx | { client_assertions::spend(tx, account.id, &used).await? }
+        )?;
+        if is_first {
+            return Ok((account, credential));
+        }
+    }
+    let event = attempted(call, "token.refused", id.map(AccountId::System));
+    Err(refuse(call, call.address, event, Reason::InvalidCredentials).await?)
 }
 
 /// The session that a refresh token belongs to, and the state of its user. Whether it is the live
