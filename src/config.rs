@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::domain::{
-    name, network, passkey::RelyingParty, password::Cost, session::Lifetimes,
+    name, network, passkey::RelyingParty, password::Cost, seal, session::Lifetimes,
     signing_key::Algorithm, throttle,
 };
 
@@ -95,6 +95,8 @@ section! {
         passkeys: Passkeys = Passkeys::default(),
         /// Failed attempts to prove an identity.
         throttle: Throttle = Throttle::default(),
+        /// Accounts for emergencies.
+        break_glass: BreakGlass = BreakGlass::default(),
         /// Browsers calling from other origins.
         cors: Cors = Cors::default(),
         /// How long things are kept.
@@ -275,6 +277,15 @@ section! {
 }
 
 section! {
+    BreakGlass {
+        /// Seconds in which a second person has to agree.
+        request_s: i64 = 3_600,
+        /// Seconds until an account that was unsealed is sealed again; at most a day.
+        unsealed_s: i64 = 3_600,
+    }
+}
+
+section! {
     Cors {
         /// Origins (`https://app.example`) whose pages may call from browsers; none by default.
         allowed_origins: Vec<String> = Vec::new(),
@@ -293,6 +304,8 @@ section! {
         ended_sessions_s: i64 = 2_592_000,
         /// Seconds until a credential that was replaced and revoked is forgotten.
         revoked_credentials_s: i64 = 7_776_000,
+        /// Seconds until a system account is suspended whose owner was deleted or has expired.
+        ownerless_accounts_s: i64 = 1_209_600,
         /// Seconds until a grant that has expired is forgotten.
         ended_grants_s: i64 = 2_592_000,
     }
@@ -307,7 +320,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 12] = [
+const SECTIONS: [(&str, Docs); 13] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -318,6 +331,7 @@ const SECTIONS: [(&str, Docs); 12] = [
     ("sign_in", SignIn::DOCS),
     ("passkeys", Passkeys::DOCS),
     ("throttle", Throttle::DOCS),
+    ("break_glass", BreakGlass::DOCS),
     ("cors", Cors::DOCS),
     ("retention", Retention::DOCS),
 ];
@@ -632,6 +646,9 @@ impl Config {
         if !(1..=86_400).contains(&self.passwords.reset_lifetime_s) {
             return Err("setting `passwords.reset_lifetime_s` has to be 1 to 86400".to_owned());
         }
+        if self.break_glass.unsealed_s > 86_400 {
+            return Err("setting `break_glass.unsealed_s` has to be at most 86400".to_owned());
+        }
         if self.sign_in.challenge_lifetime_s > 600 {
             return Err("setting `sign_in.challenge_lifetime_s` has to be at most 600".to_owned());
         }
@@ -789,6 +806,17 @@ impl Config {
             base_delay_s,
             max_delay_s: second_factor_max_delay_s,
             forget_after_s: second_factor_forget_s,
+        }
+    }
+
+    pub const fn seal_times(&self) -> seal::Times {
+        let BreakGlass {
+            request_s,
+            unsealed_s,
+        } = self.break_glass;
+        seal::Times {
+            request_s,
+            unsealed_s,
         }
     }
 

@@ -12,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::App,
     domain::{
+        account::State,
         credential,
         error::{Error, Result},
         name::{AccountId, SystemAccountId, UserId},
         signing_key,
-        time::Timestamp,
+        time::{self, Timestamp},
+        user::User,
     },
     grpc::call::Call,
     signing,
@@ -146,6 +148,8 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         noted(table, forget(&call, table, before).await);
     }
     noted("suspensions", end_suspensions(app).await);
+    noted("seals", reseal(app).await);
+    noted("accounts without an owner", suspend_ownerless(app).await);
     noted("replaced credentials", retire_credentials(app).await);
     noted("expiring credentials", announce_expiry(app).await);
     noted("deleted accounts", purge(app).await);
@@ -236,6 +240,65 @@ async fn end_suspensions(app: &Arc<App>) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Writes down that seals have closed, which they have done by themselves.
+async fn reseal(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "system_account.sealed");
+    let due = system_accounts::due_to_reseal(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        let resealed = transact!(call.db(), |tx| {
+            if let Some(mut account) = system_accounts::find(tx, id).await?
+                && account.seal.reseal(call.now)
+            {
+                account.touch(call.now);
+                system_accounts::update(tx, &account).await?;
+                events::append(tx, &call.event().about_account(id)).await?;
+            }
+        });
+        noted(id, resealed);
+    }
+    Ok(())
+}
+
+/// Suspends programs for which nobody answers any more.
+async fn suspend_ownerless(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "system_account.suspended");
+    let before = call.now.plus_s(-app.config.retention.ownerless_accounts_s);
+    let mut db = call.db().read().await?;
+    let due = system_accounts::due_for_orphaning(&mut db, before, BATCH).await?;
+    drop(db);
+    for id in due {
+        let suspended = transact!(call.db(), |tx| {
+            if let Some(mut account) = system_accounts::find(tx, id).await?
+                && account.lifecycle.state_at(call.now) == State::Active
+                && let Some(owner) = account.owner
+                && is_gone(tx, owner, before).await?
+            {
+                account.lifecycle.suspend(NO_OWNER.to_owned(), None);
+                account.revoke_tokens(call.now);
+                account.touch(call.now);
+                system_accounts::update(tx, &account).await?;
+                let event = call.event().about_account(id).detail("owner", owner);
+                events::append(tx, &event).await?;
+            }
+        });
+        noted(id, suspended);
+    }
+    Ok(())
+}
+
+/// The reason of a suspension by accountd itself.
+const NO_OWNER: &str = "nobody answers for it any more";
+
+/// Whether a person was deleted before `before`, or had expired by then.
+async fn is_gone(db: &mut Read, owner: UserId, before: Timestamp) -> Result<bool> {
+    let user = users::find(db, owner).await?;
+    let end = |user: User| {
+        let ends = [user.lifecycle.delete_time, user.lifecycle.expire_time];
+        ends.into_iter().flatten().min()
+    };
+    Ok(user.is_none_or(|user| time::has_passed(end(user), before)))
 }
 
 /// Revokes secrets that were replaced and that nobody uses any more.

@@ -25,6 +25,7 @@ pub mod passkey;
 pub mod password;
 pub mod recovery_code;
 pub mod role;
+pub mod seal;
 pub mod secret;
 pub mod session;
 pub mod signing_key;

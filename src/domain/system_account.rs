@@ -6,6 +6,7 @@ use super::{
     account::Lifecycle,
     credential,
     name::{SystemAccountId, UserId},
+    seal::Seal,
     time::Timestamp,
 };
 
@@ -56,6 +57,8 @@ pub struct SystemAccount {
     pub display_name: String,
     pub description: String,
     pub limits: Limits,
+    /// Of accounts for emergencies.
+    pub seal: Seal,
     /// Tokens issued before are worthless: moved by suspending and deleting.
     pub tokens_not_before: Option<Timestamp>,
     pub create_time: Timestamp,
@@ -106,11 +109,23 @@ impl SystemAccount {
             display_name: String::new(),
             description: String::new(),
             limits: Limits::default(),
+            seal: Seal::default(),
             tokens_not_before: None,
             create_time: now,
             update_time: now,
             last_used_time: None,
         }
+    }
+
+    /// Whether it may get tokens.
+    pub fn may_act(&self, now: Timestamp) -> bool {
+        self.lifecycle.may_act(now) && (self.kind != Kind::BreakGlass || self.seal.is_open(now))
+    }
+
+    /// When that is over by itself.
+    pub fn end_time(&self) -> Option<Timestamp> {
+        let ends = [self.lifecycle.expire_time, self.seal.unsealed_until_time];
+        ends.into_iter().flatten().min()
     }
 
     /// Made by accountd itself.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response};
+use uuid::Uuid;
 
 use super::{
     Reply,
@@ -16,9 +17,10 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         event::Event,
         filter,
-        name::{self, SystemAccountId, UserId},
+        name::{self, AccountId, SystemAccountId, UserId},
         network::{self, MAX_CIDRS},
         page, role,
+        seal::{self, Seal, Step},
         system_account::{Edit, Kind, MAX_DESCRIPTION, MAX_LIST, SystemAccount, WRITABLE},
         text,
         time::Timestamp,
@@ -186,6 +188,9 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             account
                 .lifecycle
                 .require(&[State::Suspended], id, call.now)?;
+            if let Some(owner) = account.owner {
+                require_owner(tx, owner, call.now).await?;
+            }
             account.lifecycle.resume();
             // One may have been issued while the suspension was on its way.
             account.revoke_tokens(call.now);
@@ -257,6 +262,83 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         })?;
         Ok(Response::new(account))
     }
+
+    async fn unseal_system_account(
+        &self,
+        request: Request<pb::UnsealSystemAccountRequest>,
+    ) -> Reply<pb::SystemAccount> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.system_account("name", &request.name)?;
+        let mut fields = Fields::new();
+        let reason = text::required_line(&request.reason, seal::MAX_REASON);
+        let reason = fields.take("reason", reason).unwrap_or_default();
+        fields.finish()?;
+        let caller = call.caller.account();
+        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
+        let times = call.app().config.seal_times();
+        let account = mutate!(call, |tx| {
+            let mut account = find_sealable(tx, &call, id, &request.etag).await?;
+            account.lifecycle.require(&[State::Active], id, call.now)?;
+            let request = seal::Request {
+                by: caller.to_string(),
+                person: person(tx, caller).await?,
+                reason: reason.clone(),
+                time_us: call.now.micros(),
+            };
+            let refused = |text| Error::precondition(Reason::WrongState, id.to_string(), text);
+            let step = account.seal.unseal(request, times, call.now);
+            let event = match step.map_err(refused)? {
+                Step::Requested => call.event_of("system_account.unseal_requested"),
+                Step::Unsealed => call.event(),
+            };
+            let event = event.about_account(id).detail("reason", reason.clone());
+            store(tx, &call, account, event).await?
+        })?;
+        Ok(Response::new(account))
+    }
+
+    async fn seal_system_account(
+        &self,
+        request: Request<pb::SealSystemAccountRequest>,
+    ) -> Reply<pb::SystemAccount> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = call.system_account("name", &request.name)?;
+        let account = mutate!(call, |tx| {
+            let mut account = find_sealable(tx, &call, id, &request.etag).await?;
+            account.seal.close();
+            account.revoke_tokens(call.now);
+            store(tx, &call, account, call.event().about_account(id)).await?
+        })?;
+        Ok(Response::new(account))
+    }
+}
+
+/// The account as it is, if it is one for emergencies.
+async fn find_sealable(
+    tx: &mut Write,
+    call: &Call,
+    id: SystemAccountId,
+    etag: &str,
+) -> Result<SystemAccount> {
+    let account = find_for_change(tx, call, id, etag).await?;
+    if account.kind == Kind::BreakGlass {
+        return Ok(account);
+    }
+    let text = "is not of kind BREAK_GLASS";
+    Err(Error::precondition(
+        Reason::WrongState,
+        id.to_string(),
+        text,
+    ))
+}
+
+/// The person who answers for an account: a program does what its owner wants.
+async fn person(db: &mut Read, account: AccountId) -> Result<Uuid> {
+    let owner = match account {
+        AccountId::User(_) => None,
+        AccountId::System(id) => find(db, id).await?.owner.map(|owner| owner.0),
+    };
+    Ok(owner.unwrap_or_else(|| account.uuid()))
 }
 
 async fn find(db: &mut Read, id: SystemAccountId) -> Result<SystemAccount> {
@@ -426,6 +508,20 @@ fn shown(account: &SystemAccount, now: Timestamp) -> pb::SystemAccount {
         expire_time: convert::some_timestamp(state.expire_time),
         delete_time: convert::some_timestamp(state.delete_time),
         purge_time: convert::some_timestamp(state.purge_time),
+        seal: (account.kind == Kind::BreakGlass).then(|| shown_seal(&account.seal, now)),
+    }
+}
+
+fn shown_seal(seal: &Seal, now: Timestamp) -> pb::Seal {
+    let request = seal.request.as_ref();
+    let text = |text: fn(&seal::Request) -> &String| request.map(text).cloned();
+    let request_time = request.map(|request| Timestamp::from_micros(request.time_us));
+    pb::Seal {
+        sealed: !seal.is_open(now),
+        requested_by: text(|request| &request.by).unwrap_or_default(),
+        reason: text(|request| &request.reason).unwrap_or_default(),
+        request_time: convert::some_timestamp(request_time),
+        unsealed_until_time: convert::some_timestamp(seal.unsealed_until_time),
     }
 }
 

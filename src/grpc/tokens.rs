@@ -72,7 +72,7 @@ impl pb::token_service_server::TokenService for Tokens {
             },
             client_id: account.id.0.to_string(),
             ceilings: &[&account.limits.scope_ceiling, &credential.scope_ceiling],
-            ends: vec![account.lifecycle.expire_time, credential.expire_time],
+            ends: vec![account.end_time(), credential.expire_time],
             not_before: account.tokens_not_before,
         };
         Ok(Response::new(mint::token(&call, &wish, &held, bearer)?))

@@ -312,7 +312,7 @@ pub async fn is_another_of_operators(
             AND c.kind NOT IN ('totp', 'recovery_codes')
             AND c.state = 'ACTIVE' AND (c.expire_time IS NULL OR c.expire_time > $2)
             AND NOT (c.account_id = $3 AND c.id = $4)
-            AND COALESCE(u.state, a.state) = 'ACTIVE'
+            AND COALESCE(u.state, a.state) = 'ACTIVE' AND COALESCE(a.kind, '') <> 'BREAK_GLASS'
             AND COALESCE(u.expire_time, a.expire_time, $2 + 1) > $2
          LIMIT 1"
     );

@@ -14,6 +14,7 @@ use crate::domain::{
     credential::{self, Credential},
     error::{self, Error},
     name::{SystemAccountId, UserId},
+    seal::Seal,
     secret::Digest,
     system_account::{Kind, Limits, SystemAccount},
     time::Timestamp,
@@ -24,7 +25,7 @@ macro_rules! columns {
         "a.id, a.revision, a.state, a.state_reason, a.state_until_time, a.expire_time, \
          a.delete_time, a.purge_time, a.kind, a.owner_id, a.display_name, a.description, \
          a.scope_ceiling, a.audiences, a.allowed_cidrs, a.tokens_not_before, a.create_time, \
-         a.update_time, a.last_used_time"
+         a.update_time, a.last_used_time, a.unseal_request, a.unsealed_until_time"
     };
 }
 
@@ -42,6 +43,10 @@ fn system_account(row: &Row) -> Result<SystemAccount> {
             scope_ceiling: row.get_json("scope_ceiling")?,
             audiences: row.get_json("audiences")?,
             allowed_cidrs: row.get_json("allowed_cidrs")?,
+        },
+        seal: Seal {
+            request: row.get_some_json("unseal_request")?,
+            unsealed_until_time: row.get("unsealed_until_time")?,
         },
         tokens_not_before: row.get("tokens_not_before")?,
         create_time: row.get("create_time")?,
@@ -225,7 +230,8 @@ pub async fn update(db: &mut Write, account: &SystemAccount) -> error::Result<()
         "UPDATE system_accounts SET revision = $2, state = $3, state_reason = $4,
             state_until_time = $5, expire_time = $6, delete_time = $7, purge_time = $8,
             owner_id = $9, display_name = $10, description = $11, scope_ceiling = $12,
-            audiences = $13, allowed_cidrs = $14, tokens_not_before = $15, update_time = $16
+            audiences = $13, allowed_cidrs = $14, tokens_not_before = $15, update_time = $16,
+            unseal_request = $17, unsealed_until_time = $18
          WHERE id = $1 AND revision = $2 - 1"
     )
     .bind(account.id)
@@ -243,7 +249,9 @@ pub async fn update(db: &mut Write, account: &SystemAccount) -> error::Result<()
     .bind_json(&limits.audiences)
     .bind_json(&limits.allowed_cidrs)
     .bind(account.tokens_not_before)
-    .bind(account.update_time);
+    .bind(account.update_time)
+    .bind_some_json(account.seal.request.as_ref())
+    .bind(account.seal.unsealed_until_time);
     if db.execute(sql).await? == 1 {
         Ok(())
     } else {
@@ -281,6 +289,40 @@ pub async fn due_for_resume(
     );
     db.page(sql.bind(now).bind(limit), |row| row.get("id"))
         .await
+}
+
+/// Accounts whose seal has closed by itself.
+pub async fn due_to_reseal(
+    db: &mut Read,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<SystemAccountId>> {
+    let sql = sql!(
+        "SELECT id FROM system_accounts WHERE unsealed_until_time <= $1
+         ORDER BY unsealed_until_time LIMIT $2"
+    );
+    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
+        .await
+}
+
+/// Active accounts whose owner was deleted before `before`, or had expired by then.
+pub async fn due_for_orphaning(
+    db: &mut Read,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Vec<SystemAccountId>> {
+    let deleted = sql!(
+        "SELECT id FROM system_accounts
+         WHERE owner_id IN (SELECT id FROM users WHERE delete_time <= $1) AND state = 'ACTIVE' LIMIT $2"
+    );
+    let expired = sql!(
+        "SELECT id FROM system_accounts
+         WHERE owner_id IN (SELECT id FROM users WHERE expire_time <= $1) AND state = 'ACTIVE' LIMIT $2"
+    );
+    let id = |row: &Row| row.get("id");
+    let mut due = db.page(deleted.bind(before).bind(limit), id).await?;
+    due.extend(db.page(expired.bind(before).bind(limit), id).await?);
+    Ok(due)
 }
 
 /// Removes an account and everything that belongs to it but events. Still deleted and still due, or

@@ -36,7 +36,8 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
         AccountClaims::SystemAccount { credential_id } => {
             let sql = sql!(
                 "SELECT a.state, a.state_reason, a.state_until_time, a.expire_time, a.delete_time,
-                    a.purge_time, a.tokens_not_before, c.expire_time AS credential_expire_time,
+                    a.purge_time, a.tokens_not_before, a.kind = 'BREAK_GLASS' AS has_seal,
+                    a.unsealed_until_time, c.expire_time AS credential_expire_time,
                     c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_us,
                     c.retire_time,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
@@ -49,10 +50,17 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
                     None => None,
                 };
                 let expires = row.get("credential_expire_time")?;
+                let opened = row.get::<Option<_>>("unsealed_until_time")?;
+                // What is sealed was over long ago.
+                let closes = if row.get("has_seal")? {
+                    opened.or(Some(Timestamp::EPOCH))
+                } else {
+                    None
+                };
                 Ok(Standing {
                     account: row.get_lifecycle()?,
                     revoked: row.get("revoked")?,
-                    proof_expire_time: [expires, retired].into_iter().flatten().min(),
+                    proof_expire_time: [expires, retired, closes].into_iter().flatten().min(),
                     not_before: row.get("tokens_not_before")?,
                 })
             };

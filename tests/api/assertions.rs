@@ -253,15 +253,15 @@ on_both_engines! {
 }
 
 /// A program with a key of its own.
-struct Program {
-    account: pb::SystemAccount,
+pub struct Program {
+    pub account: pb::SystemAccount,
     credential: pb::Credential,
     algorithm: Algorithm,
     private: Vec<u8>,
 }
 
 impl Program {
-    async fn new(server: &Server, algorithm: Algorithm, kind: Kind) -> Self {
+    pub async fn new(server: &Server, algorithm: Algorithm, kind: Kind) -> Self {
         let operator = server.operator().await;
         let account = pb::SystemAccount {
             display_name: "signer".to_owned(),
@@ -304,7 +304,7 @@ impl Program {
         thumbprint.expect("a thumbprint")
     }
 
-    fn claims(&self, server: &Server, jti: &str) -> Value {
+    pub fn claims(&self, server: &Server, jti: &str) -> Value {
         let now = server.now().seconds();
         json!({
             "iss": self.id(), "sub": self.id(), "aud": ISSUER, "jti": jti, "iat": now,
@@ -325,7 +325,7 @@ impl Program {
         jsonwebtoken::encode(header, claims, &key).expect("signs")
     }
 
-    async fn issue(&self, by: &Actor, claims: &Value) -> Result<pb::TokenSet, Status> {
+    pub async fn issue(&self, by: &Actor, claims: &Value) -> Result<pb::TokenSet, Status> {
         issue(by, "", &self.sign(claims)).await
     }
 }

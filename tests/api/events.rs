@@ -99,6 +99,20 @@ on_both_engines! {
         operator.credentials().delete_credential(pb::DeleteCredentialRequest { name: credential.name, ..Default::default() }).await.expect("deleted");
         accounts.delete_system_account(pb::DeleteSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("deleted");
         accounts.undelete_system_account(pb::UndeleteSystemAccountRequest { name: robot, ..Default::default() }).await.expect("undeleted");
+        let glass = pb::SystemAccount {
+            display_name: "emergencies".to_owned(),
+            owner: name.clone(),
+            kind: pb::system_account::Kind::BreakGlass.into(),
+            ..Default::default()
+        };
+        let request = pb::CreateSystemAccountRequest { system_account: Some(glass), ..Default::default() };
+        let glass = accounts.create_system_account(request).await.expect("created").into_inner().name;
+        let boss = server.user("boss").await;
+        server.grant(&boss.name, "roles/operator").await;
+        let unseal = pb::UnsealSystemAccountRequest { name: glass.clone(), reason: "fire".to_owned(), ..Default::default() };
+        accounts.unseal_system_account(unseal.clone()).await.expect("asked");
+        server.sign_in("boss").await.actor.system_accounts().unseal_system_account(unseal).await.expect("agreed");
+        accounts.seal_system_account(pb::SealSystemAccountRequest { name: glass, ..Default::default() }).await.expect("sealed");
         let grant = server.grant(&name, "roles/auditor").await;
         operator.grants().delete_grant(pb::DeleteGrantRequest { name: grant.name, ..Default::default() }).await.expect("deleted");
 
@@ -120,7 +134,8 @@ on_both_engines! {
             assert!(found, "{rpc} has written no {}", policy.event);
         }
         for event in &events {
-            let known = accountd::domain::access::POLICIES.iter().any(|policy| policy.event == event.r#type);
+            let known = accountd::domain::access::POLICIES.iter().any(|policy| policy.event == event.r#type)
+                || event.r#type == "system_account.unseal_requested";
             assert!(known, "{} is no policy's event", event.r#type);
         }
     }

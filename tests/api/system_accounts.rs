@@ -1,11 +1,15 @@
 //! SystemAccountService.
 
 use accountd::{domain::error::Reason, grpc::pb, jobs};
+use jsonwebtoken::Algorithm;
 use pb::system_account::{Kind, State};
 use prost_types::FieldMask;
 use tonic::Status;
 
-use crate::harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines};
+use crate::{
+    assertions::Program,
+    harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines, password},
+};
 
 on_both_engines! {
     async fn an_account_has_an_owner_who_is_there(engine: Engine) {
@@ -241,6 +245,130 @@ on_both_engines! {
         assert_refused(delete(&operator, &bootstrap.name).await, Reason::BuiltIn);
         suspend(&operator, &bootstrap.name).await.expect("that much is right");
     }
+
+    async fn two_people_open_an_account_for_emergencies(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let anonymous = server.anonymous().await;
+        let program = Program::new(&server, Algorithm::ES256, Kind::BreakGlass).await;
+        let name = program.account.name.clone();
+        server.grant(&name, "scopes/accountd:events.read").await;
+        assert!(program.account.seal.clone().expect("it has one").sealed);
+        let issue = async |jti: &str| program.issue(&anonymous, &program.claims(&server, jti)).await;
+        assert_refused(issue("1").await, Reason::InvalidCredentials);
+
+        let asked = unseal(&operator, &name, "the building is on fire").await.expect("asked");
+        let seal = asked.seal.expect("it has one");
+        assert_eq!((seal.sealed, &*seal.requested_by), (true, &*server.operator_name()));
+        assert_refused(issue("2").await, Reason::InvalidCredentials);
+        assert_refused(unseal(&operator, &name, "again").await, Reason::WrongState);
+        // The owner of that operator is the same person.
+        server.grant(server.owner(), "roles/operator").await;
+        let rename = pb::User { name: server.owner().to_owned(), username: "owner".to_owned(), ..Default::default() };
+        operator.users().update_user(pb::UpdateUserRequest { user: Some(rename), ..Default::default() }).await.expect("named");
+        let code = crate::credentials::reset_code(&operator, server.owner()).await.expect("a code");
+        crate::credentials::redeem(&anonymous, &code, &password("owner")).await.expect("set");
+        let owner = server.sign_in("owner").await;
+        assert_refused(unseal(&owner.actor, &name, "it is me").await, Reason::WrongState);
+        let boss = server.user("boss").await;
+        server.grant(&boss.name, "roles/operator").await;
+        let boss = server.sign_in("boss").await;
+        assert_eq!(fields_of(unseal(&boss.actor, &name, "").await), ["reason"]);
+        let open = unseal(&boss.actor, &name, "it really is").await.expect("agreed");
+        let seal = open.seal.expect("it has one");
+        let until = seal.unsealed_until_time.expect("not for ever").seconds;
+        assert_eq!((seal.sealed, until), (false, server.now().seconds() + 3600));
+        assert_refused(unseal(&boss.actor, &name, "more").await, Reason::WrongState);
+
+        let tokens = issue("3").await.expect("open");
+        let rescuer = server.with_token(&tokens.access_token).await;
+        let read = async || rescuer.events().list_events(pb::ListEventsRequest::default()).await;
+        read().await.expect("its scope");
+        server.advance_s(3500);
+        let tokens = issue("4").await.expect("still open");
+        assert_eq!(tokens.access_expire_time.map(|time| time.seconds), Some(until));
+        server.advance_s(100);
+        assert_refused(issue("5").await, Reason::InvalidCredentials);
+        let rescuer = server.with_token(&tokens.access_token).await;
+        assert_refused(get(&rescuer, "systemAccounts/me").await, Reason::TokenExpired);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_eq!(server.events("system_account.sealed").await.len(), 1, "by itself");
+        let [first] = &server.events("system_account.unseal_requested").await[..] else {
+            panic!("one request");
+        };
+        assert_eq!(first.details["reason"], "the building is on fire");
+        assert_eq!(server.events("system_account.unsealed").await[0].details["reason"], "it really is");
+    }
+
+    async fn an_account_for_emergencies_is_sealed_at_once(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let anonymous = server.anonymous().await;
+        let program = Program::new(&server, Algorithm::ES256, Kind::BreakGlass).await;
+        let name = program.account.name.clone();
+        let boss = server.user("boss").await;
+        server.grant(&boss.name, "roles/operator").await;
+        let boss = server.sign_in("boss").await;
+        unseal(&boss.actor, &name, "fire").await.expect("asked");
+        // A request does not wait for ever.
+        server.advance_s(3600);
+        let operator_now = server.operator().await;
+        let late = unseal(&operator_now, &name, "fire").await.expect("asked anew");
+        assert!(late.seal.expect("it has one").sealed);
+        let boss = server.sign_in("boss").await;
+        unseal(&boss.actor, &name, "fire").await.expect("agreed");
+        let tokens = program.issue(&anonymous, &program.claims(&server, "1")).await.expect("open");
+        let rescuer = server.with_token(&tokens.access_token).await;
+        get(&rescuer, "systemAccounts/me").await.expect("open");
+        let request = pb::SealSystemAccountRequest { name, ..Default::default() };
+        boss.actor.system_accounts().seal_system_account(request.clone()).await.expect("sealed");
+        assert_refused(get(&rescuer, "systemAccounts/me").await, Reason::TokenRevoked);
+        let refused = program.issue(&anonymous, &program.claims(&server, "2")).await;
+        assert_refused(refused, Reason::InvalidCredentials);
+        boss.actor.system_accounts().seal_system_account(request).await.expect("sealed already");
+        // Only accounts for emergencies have a seal.
+        let service = create(&operator_now, service(server.owner())).await.expect("created");
+        assert_eq!(service.seal, None);
+        assert_refused(unseal(&operator_now, &service.name, "fire").await, Reason::WrongState);
+        drop(operator);
+    }
+
+    async fn nobody_keeps_a_program_for_which_nobody_answers(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (gone, heir) = (server.user("gone").await, server.user("heir").await);
+        let account = create(&operator, service(&gone.name)).await.expect("created");
+        let secret = operator.create_secret(&account.name).await.expect("a secret").secret;
+        let delete = pb::DeleteUserRequest { name: gone.name.clone(), ..Default::default() };
+        operator.users().delete_user(delete).await.expect("deleted");
+        server.advance_s(14 * 24 * 3600 - 1);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let robot = server.client(&account.uid, &secret).await;
+        server.advance_s(1);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_refused(get(&robot, "systemAccounts/me").await, Reason::TokenRevoked);
+        let anonymous = server.anonymous().await;
+        assert_refused(anonymous.issue(&account.uid, &secret).await, Reason::InvalidCredentials);
+        let operator = server.operator().await;
+        let suspended = get(&operator, &account.name).await.expect("there");
+        assert_eq!((suspended.state(), &*suspended.state_reason), (State::Suspended, "nobody answers for it any more"));
+        let events = server.events("system_account.suspended").await;
+        assert_eq!((&*events[0].actor, &*events[0].details["owner"]), ("accountd", &*gone.name));
+        // Somebody has to answer for it before it comes back.
+        assert_refused(resume(&operator, &account.name).await, Reason::WrongState);
+        let transfer = pb::TransferSystemAccountRequest { name: account.name.clone(), owner: heir.name.clone(), ..Default::default() };
+        operator.system_accounts().transfer_system_account(transfer).await.expect("transferred");
+        resume(&operator, &account.name).await.expect("owned");
+        jobs::sweep(&server.running.app).await.expect("swept");
+        anonymous.issue(&account.uid, &secret).await.expect("back");
+        // Who has expired is gone as well.
+        let expire_time = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        let edit = pb::User { name: heir.name, expire_time: Some(expire_time), ..Default::default() };
+        operator.users().update_user(pb::UpdateUserRequest { user: Some(edit), ..Default::default() }).await.expect("updated");
+        server.advance_s(14 * 24 * 3600 + 60);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_refused(anonymous.issue(&account.uid, &secret).await, Reason::InvalidCredentials);
+    }
 }
 
 fn service(owner: &str) -> pb::SystemAccount {
@@ -320,4 +448,23 @@ async fn delete(actor: &Actor, name: &str) -> Result<pb::SystemAccount, Status> 
 async fn assert_out(server: &Server, client_id: &str, secret: &str) {
     let refused = server.anonymous().await.issue(client_id, secret).await;
     assert_refused(refused, Reason::InvalidCredentials);
+}
+
+async fn unseal(by: &Actor, name: &str, reason: &str) -> Result<pb::SystemAccount, Status> {
+    let request = pb::UnsealSystemAccountRequest {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+        ..Default::default()
+    };
+    let unsealed = by.system_accounts().unseal_system_account(request).await?;
+    Ok(unsealed.into_inner())
+}
+
+async fn resume(by: &Actor, name: &str) -> Result<pb::SystemAccount, Status> {
+    let request = pb::ResumeSystemAccountRequest {
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    let resumed = by.system_accounts().resume_system_account(request).await?;
+    Ok(resumed.into_inner())
 }

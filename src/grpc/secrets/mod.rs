@@ -99,7 +99,7 @@ pub(super) async fn of_program(
 
 /// Whether a program may act, with this credential, from where it is.
 fn may_come(call: &Call, account: &SystemAccount, credential: &Credential) -> bool {
-    account.lifecycle.may_act(call.now)
+    account.may_act(call.now)
         && account.kind.allows(credential.kind)
         && credential.is_live(call.now)
         && network::allows(&account.limits.allowed_cidrs, call.address)
