@@ -24,7 +24,7 @@ use crate::{
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        password_resets, system_accounts, users,
+        system_accounts, users,
     },
 };
 
@@ -93,7 +93,7 @@ impl pb::grant_service_server::GrantService for Grants {
             }
             if let AccountId::User(user) = principal {
                 // A code made for a lesser account does not open a greater one.
-                password_resets::delete_all(tx, user).await?;
+                users::void_begun(tx, user).await?;
             }
             grants::insert(tx, &grant).await?;
             append_event(tx, &call, &grant).await?;

@@ -134,8 +134,7 @@ pub(super) async fn change(
             // Changed by somebody else since it was proved.
             return Err(Error::invalid_credentials());
         }
-        password_resets::delete_all(tx, id).await?;
-        challenges::delete_all(tx, id).await?;
+        users::void_begun(tx, id).await?;
         let ended_sessions = if request.keep_sessions {
             0
         } else {
@@ -278,8 +277,7 @@ pub(super) async fn reset(
                 credentials::insert(tx, &credential, Kept::Password(&new)).await?;
             }
         }
-        password_resets::delete_all(tx, user.id).await?;
-        challenges::delete_all(tx, user.id).await?;
+        users::void_begun(tx, user.id).await?;
         let reason = EndReason::PasswordReset;
         let ended_sessions =
             sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;

@@ -27,7 +27,7 @@ use crate::{
     store::{
         credentials::{self, Kept},
         db::{Isolation, Write},
-        events, password_resets, sessions,
+        events, sessions,
         users::{self, Cursor, IdentifierKind, Order, Query},
     },
 };
@@ -354,7 +354,7 @@ async fn store_state(
     users::update(tx, user).await?;
     if let Some(reason) = end {
         sessions::end_all(tx, user.id, sessions::Which::default(), call.now, reason).await?;
-        password_resets::delete_all(tx, user.id).await?;
+        users::void_begun(tx, user.id).await?;
     }
     events::append(tx, &event).await?;
     Ok(shown(user, call))

@@ -489,6 +489,12 @@ pub async fn signed_in(db: &mut Write, id: UserId, now: Timestamp) -> Result<boo
     Ok(db.execute(sql.bind(id).bind(now)).await? == 1)
 }
 
+/// Voids what was begun for a user and not finished: codes for a new password, and challenges.
+pub async fn void_begun(db: &mut Write, id: UserId) -> Result<()> {
+    super::password_resets::delete_all(db, id).await?;
+    super::challenges::delete_all(db, id).await
+}
+
 /// Users whose time to be removed has come. Who still owns system accounts has to wait, so that
 /// somebody answers for those.
 pub async fn due_for_purge(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<UserId>> {

@@ -696,7 +696,7 @@ fn new_secret(parent: &str, credential: pb::Credential) -> pb::CreateCredentialR
     }
 }
 
-fn new_key(parent: &str) -> pb::CreateCredentialRequest {
+pub fn new_key(parent: &str) -> pb::CreateCredentialRequest {
     let detail = Some(Detail::ApiKey(ApiKey {}));
     let credential = Some(pb::Credential {
         detail,

@@ -646,7 +646,7 @@ fn creation(detail: Detail) -> pb::CreateCredentialRequest {
     }
 }
 
-async fn create(by: &Actor, detail: Detail) -> Result<pb::CreateCredentialResponse, Status> {
+pub async fn create(by: &Actor, detail: Detail) -> Result<pb::CreateCredentialResponse, Status> {
     let created = by.credentials().create_credential(creation(detail)).await?;
     Ok(created.into_inner())
 }
@@ -710,7 +710,7 @@ pub async fn enrol(server: &Server, person: &SignedIn) -> (App, String) {
     (app, name)
 }
 
-async fn enrol_passkey(by: &Actor, key: &mut SecurityKey) -> Result<pb::Credential, Status> {
+pub async fn enrol_passkey(by: &Actor, key: &mut SecurityKey) -> Result<pb::Credential, Status> {
     let made = create(by, Detail::Passkey(Passkey::default())).await?;
     let Some(Factor::Passkey(asked)) = made.enrolment.and_then(|enrolment| enrolment.factor) else {
         panic!("no question");
@@ -791,7 +791,7 @@ async fn step_up(by: &Actor) -> Result<pb::Challenge, Status> {
     Ok(by.sessions().create_challenge(request).await?.into_inner())
 }
 
-async fn passkey_challenge(by: &Actor, identifier: &str) -> Result<pb::Challenge, Status> {
+pub async fn passkey_challenge(by: &Actor, identifier: &str) -> Result<pb::Challenge, Status> {
     let request = pb::CreateChallengeRequest {
         identifier: identifier.to_owned(),
         method: ChallengeMethod::Passkey.into(),
@@ -800,7 +800,7 @@ async fn passkey_challenge(by: &Actor, identifier: &str) -> Result<pb::Challenge
     Ok(by.sessions().create_challenge(request).await?.into_inner())
 }
 
-fn code_request(identifier: &str, method: ChallengeMethod) -> pb::CreateChallengeRequest {
+pub fn code_request(identifier: &str, method: ChallengeMethod) -> pb::CreateChallengeRequest {
     pb::CreateChallengeRequest {
         identifier: identifier.to_owned(),
         method: method.into(),

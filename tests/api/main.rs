@@ -28,6 +28,7 @@ mod limits;
 mod load;
 mod measure;
 mod outage;
+mod paths;
 mod races;
 mod sessions;
 mod system_accounts;

@@ -10,6 +10,7 @@ mod postgres;
 mod databases;
 mod imports;
 mod schema;
+mod secrets;
 mod source;
 mod statements;
 mod surface;
