@@ -646,6 +646,9 @@ impl Config {
         if !(1..=86_400).contains(&self.passwords.reset_lifetime_s) {
             return Err("setting `passwords.reset_lifetime_s` has to be 1 to 86400".to_owned());
         }
+        if self.sessions.aal2_lifetime_s > 86_400 {
+            return Err("setting `sessions.aal2_lifetime_s` has to be at most 86400".to_owned());
+        }
         if self.break_glass.unsealed_s > 86_400 {
             return Err("setting `break_glass.unsealed_s` has to be at most 86400".to_owned());
         }

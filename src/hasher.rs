@@ -3,7 +3,8 @@
 //! Argon2 is what this service costs, so it is scheduled: a fixed number of lanes, each a thread
 //! with memory of its own that is reused for every hash, and a queue that knows how long it is. Who
 //! would have to wait too long is turned away at once, before anything else is spent on them.
-//! Invariant: memory is lanes × cost whatever arrives, and a client that goes away frees no lane.
+//! Invariant: memory is lanes × cost whatever arrives, but for as long as a lane computes a stored hash
+//! that is dearer, and a client that goes away frees no lane.
 
 use std::{
     collections::VecDeque,
@@ -377,6 +378,7 @@ impl Shared {
             drop(queue);
             let begin = Instant::now();
             let result = self.compute(job.work, &mut memory);
+            memory.settle();
             self.measured(begin.elapsed());
             // The place is free before the answer is out, so that a caller who asks again gets it.
             drop(job.ticket);

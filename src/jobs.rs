@@ -17,8 +17,7 @@ use crate::{
         error::{Error, Result},
         name::{AccountId, SystemAccountId, UserId},
         signing_key,
-        time::{self, Timestamp},
-        user::User,
+        time::Timestamp,
     },
     grpc::call::Call,
     signing,
@@ -266,7 +265,7 @@ async fn suspend_ownerless(app: &Arc<App>) -> Result<()> {
     let call = Call::system(app, "system_account.suspended");
     let before = call.now.plus_s(-app.config.retention.ownerless_accounts_s);
     let mut db = call.db().read().await?;
-    let due = system_accounts::due_for_orphaning(&mut db, before, BATCH).await?;
+    let due = system_accounts::due_to_suspend(&mut db, before, BATCH).await?;
     drop(db);
     for id in due {
         let suspended = transact!(call.db(), |tx| {
@@ -294,11 +293,7 @@ const NO_OWNER: &str = "nobody answers for it any more";
 /// Whether a person was deleted before `before`, or had expired by then.
 async fn is_gone(db: &mut Read, owner: UserId, before: Timestamp) -> Result<bool> {
     let user = users::find(db, owner).await?;
-    let end = |user: User| {
-        let ends = [user.lifecycle.delete_time, user.lifecycle.expire_time];
-        ends.into_iter().flatten().min()
-    };
-    Ok(user.is_none_or(|user| time::has_passed(end(user), before)))
+    Ok(user.is_none_or(|user| user.lifecycle.is_over(before)))
 }
 
 /// Revokes secrets that were replaced and that nobody uses any more.

@@ -32,5 +32,5 @@ CREATE TABLE challenges (
     FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX challenges_expire_time ON challenges (expire_time);
-CREATE INDEX challenges_user_id ON challenges (user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX challenges_user_id ON challenges (user_id, create_time, digest) WHERE user_id IS NOT NULL;
 CREATE INDEX challenges_network ON challenges (network, expire_time) WHERE network IS NOT NULL;

@@ -74,6 +74,12 @@ impl Lifecycle {
         self.state == State::Suspended && self.state_at(now) == State::Active
     }
 
+    /// Whether the account was deleted, or has come to its end, at `time` or before.
+    pub fn is_over(&self, time: Timestamp) -> bool {
+        let ends = [self.delete_time, self.expire_time];
+        time::has_passed(ends.into_iter().flatten().min(), time)
+    }
+
     /// Whether the account may sign in, get tokens and use them.
     pub fn may_act(&self, now: Timestamp) -> bool {
         self.state_at(now) == State::Active && !time::has_passed(self.expire_time, now)

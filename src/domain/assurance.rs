@@ -42,6 +42,7 @@ pub enum Factor {
     /// Shows that mail arrives, which NIST does not count as something one has (SP 800-63B-4 section
     /// 3.1.3.1), so it never adds to another factor.
     EmailCode,
+    /// A way in by itself; nobody is asked for one as a second factor.
     SmsCode,
 }
 
@@ -56,7 +57,7 @@ impl Factor {
     }
 
     const fn is_something_one_has(self) -> bool {
-        matches!(self, Self::Totp | Self::RecoveryCode | Self::SmsCode)
+        matches!(self, Self::Totp | Self::RecoveryCode)
     }
 }
 
@@ -154,7 +155,7 @@ mod tests {
             shown(&[Password, RecoveryCode]),
             both("aal2", "pwd otp mfa")
         );
-        assert_eq!(shown(&[Password, SmsCode]), both("aal2", "pwd sms mfa"));
+        assert_eq!(shown(&[Password, SmsCode]), both("aal1", "pwd sms"));
         assert_eq!(shown(&[Password, EmailCode]), both("aal1", "pwd otp"));
         assert_eq!(shown(&[EmailCode, Totp]), both("aal1", "otp"));
         assert_eq!(shown(&[SmsCode, Totp]), both("aal1", "sms otp"));

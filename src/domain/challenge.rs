@@ -28,8 +28,6 @@ use super::{
 
 /// How often a challenge may be answered, rightly or wrongly.
 pub const MAX_ANSWERS: i64 = 5;
-/// Digits of a code that comes in a message (NIST SP 800-63B-4 section 3.1.3.2: at least 6).
-const CODE_DIGITS: usize = 8;
 
 /// An open question.
 #[derive(Clone, Debug)]
@@ -70,7 +68,8 @@ pub enum Purpose {
 /// How far a sign-in has come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SignIn {
-    /// Who it has to be: the canonical identifier, or empty where a passkey says that.
+    /// Who it has to be: the canonical identifier, or what was typed where there is none; empty where a
+    /// passkey says that.
     pub identifier: String,
     /// What has been shown already.
     pub first: Option<(Factor, Option<CredentialId>)>,
@@ -145,18 +144,24 @@ impl Challenge {
     }
 
     /// Somewhere the person has been before, whose failures are counted apart.
-    pub fn known_device(&self) -> Option<Uuid> {
+    pub fn known_device(&self) -> Option<Subject> {
         match &self.question.purpose {
-            Purpose::SignIn(sign_in) => sign_in.known_device,
-            Purpose::StepUp(session) => Some(session.0),
+            Purpose::SignIn(SignIn {
+                first: None,
+                known_device,
+                ..
+            }) => known_device.map(Subject::Device),
+            Purpose::SignIn(sign_in) => sign_in.known_device.map(Subject::SecondFactorDevice),
+            Purpose::StepUp(session) => Some(Subject::SecondFactorDevice(session.0)),
         }
     }
 }
 
-/// A code that a message brings to a person, made of random bytes.
+/// A code that a message brings to a person, made of random bytes: 8 digits (NIST SP 800-63B-4 section
+/// 3.1.3.2: at least 6).
 pub fn code(random: [u8; 16]) -> String {
-    let number = u128::from_be_bytes(random) % 10_u128.pow(8);
-    format!("{number:0CODE_DIGITS$}")
+    let number = u128::from_be_bytes(random) % 100_000_000;
+    format!("{number:08}")
 }
 
 /// What is stored of a code: keyed, and of its challenge only.
@@ -245,7 +250,7 @@ mod tests {
     fn a_code_answers_its_own_challenge() {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]);
         let sent = code([0xff; 16]);
-        assert_eq!(sent.len(), CODE_DIGITS);
+        assert_eq!(sent.len(), 8);
         assert_eq!(code([0; 16]), "00000000");
         let digest = code_digest(&sent, &[1; 32], &key);
         let spaced = format!(" {} {}", &sent[..4], &sent[4..]);

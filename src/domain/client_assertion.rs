@@ -26,6 +26,8 @@ pub const MAX_JWK_BYTES: usize = 4 * 1024;
 pub const MAX_ASSERTION_BYTES: usize = 8 * 1024;
 /// Longest life of an assertion that is accepted, in seconds.
 const MAX_LIFE_S: i64 = 600;
+/// Most keys that one assertion is tried with: anybody can send one.
+const MAX_TRIED: usize = 4;
 const MAX_JTI_BYTES: usize = 256;
 const MAX_KID_BYTES: usize = 200;
 /// Bits of an RSA modulus: at least 128 bits of security (NIST SP 800-57), at most what verifies in time.
@@ -81,10 +83,19 @@ impl PublicKey {
         let members: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(text).map_err(|_| "must be a JSON object".to_owned())?;
         if PRIVATE.iter().any(|name| members.contains_key(*name)) {
-            return Err("must be the public half: it holds a secret, which is none now".to_owned());
+            let text = "holds private members: make a new key, and send its public half only";
+            return Err(text.to_owned());
         }
         let text_of = |name: &str| members.get(name).map(|value| value.as_str().unwrap_or(""));
-        if text_of("use").is_some_and(|usage| usage != "sig") {
+        let is_for_verifying = |operations: &serde_json::Value| {
+            let operations = operations.as_array();
+            operations.is_some_and(|list| list.iter().any(|operation| operation == "verify"))
+        };
+        if text_of("use").is_some_and(|usage| usage != "sig")
+            || members
+                .get("key_ops")
+                .is_some_and(|list| !is_for_verifying(list))
+        {
             return Err("must be for signatures".to_owned());
         }
         let mut jwk: Jwk = serde_json::from_str(text).map_err(|_| unsupported())?;
@@ -96,15 +107,15 @@ impl PublicKey {
         let thumbprint = jwk
             .thumbprint(ThumbprintHash::SHA256)
             .map_err(|_| unsupported())?;
-        let kid = text_of("kid").unwrap_or_default().to_owned();
-        if kid.len() > MAX_KID_BYTES {
-            return Err(format!("must have a kid of at most {MAX_KID_BYTES} bytes"));
+        let kid = text_of("kid").map_or_else(|| thumbprint, str::to_owned);
+        if !(1..=MAX_KID_BYTES).contains(&kid.len()) {
+            return Err(format!("must have a kid of 1 to {MAX_KID_BYTES} bytes"));
         }
         // What is kept is what the key is made of.
         jwk.common = jsonwebtoken::jwk::CommonParameters::default();
         Ok(Self {
             jwk: serde_json::to_string(&jwk).map_err(|error| error.to_string())?,
-            kid: if kid.is_empty() { thumbprint } else { kid },
+            kid,
         })
     }
 
@@ -139,6 +150,9 @@ fn algorithm(jwk: &Jwk) -> Result<Algorithm, String> {
         }
         AlgorithmParameters::RSA(key) => {
             let modulus = bytes(&key.n)?;
+            if modulus.first() == Some(&0) {
+                return Err("must have a modulus without leading zeros".to_owned());
+            }
             let zeros = modulus.first().map_or(0, |byte| byte.leading_zeros());
             let bits = modulus.len() * 8 - usize::try_from(zeros).unwrap_or_default();
             let is_usual = bytes(&key.e)? == [1, 0, 1];
@@ -197,6 +211,7 @@ pub fn verify<'a, T>(
     let (found, claims) = keys
         .into_iter()
         .filter(|(_, key)| is_named(key))
+        .take(MAX_TRIED)
         .find_map(|(found, key)| Some((found, key.claims(assertion)?)))?;
     let assertion = claims.check(client, audiences, now)?;
     Some((found, assertion))

@@ -69,11 +69,6 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether whoever has one signs in with two factors.
-    pub const fn is_second_factor(self) -> bool {
-        matches!(self, Self::Totp | Self::Passkey)
-    }
-
     /// Whether one of them is a way in, without anything else or as the first of two steps.
     pub const fn is_way_in(self) -> bool {
         !matches!(self, Self::Totp | Self::RecoveryCodes)
@@ -399,7 +394,7 @@ impl Credential {
     fn wrong_state(&self) -> Error {
         let text = match self.state {
             State::Pending => "is not confirmed",
-            State::Active => "is active or has expired",
+            State::Active => "is not in the state for this: it is active, or has expired",
             State::Retiring => "is being replaced",
             State::Revoked => "is revoked",
         };

@@ -45,6 +45,7 @@ const OUTPUT_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 const MAX_BCRYPT_COST: u32 = 14;
 const MAX_PBKDF2_ROUNDS: u32 = 2_000_000;
 const MAX_CRYPT_ROUNDS: u32 = 1_000_000;
+const MAX_CRYPT_PASSWORD_BYTES: usize = 128;
 const MAX_SALTED_ROUNDS: u32 = 1_000_000;
 /// Of scrypt, in KiB, and how many times over.
 const MAX_SCRYPT_KIB: u64 = 128 * 1024;
@@ -176,9 +177,13 @@ impl ForeignHash {
                     .is_ok_and(|()| secret::equal(&output, hash))
             }
             Scheme::Bcrypt(text) => bcrypt::verify(password, text).unwrap_or(false),
-            Scheme::ShaCrypt(text) => ShaCrypt::default()
-                .verify_password(password, text.as_str())
-                .is_ok(),
+            // Each round reads the password anew.
+            Scheme::ShaCrypt(text) => {
+                password.len() <= MAX_CRYPT_PASSWORD_BYTES
+                    && ShaCrypt::default()
+                        .verify_password(password, text.as_str())
+                        .is_ok()
+            }
             Scheme::Scrypt { params, salt, hash } => {
                 let mut output = vec![0; hash.len()];
                 scrypt::scrypt(password, salt, params, &mut output)
@@ -333,12 +338,7 @@ fn bcrypt_of(text: &str) -> Parsed {
     let malformed = || "is no bcrypt hash".to_owned();
     let mut parts = text.split('$').skip(2);
     let (cost, body) = parts.next().zip(parts.next()).ok_or_else(malformed)?;
-    let in_alphabet = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'/';
-    if parts.next().is_some()
-        || cost.len() != 2
-        || body.len() != 53
-        || !body.bytes().all(in_alphabet)
-    {
+    if parts.next().is_some() || cost.len() != 2 || body.len() != 53 || !in_crypt_alphabet(body) {
         return Err(malformed());
     }
     match cost.parse::<u32>() {
@@ -346,6 +346,12 @@ fn bcrypt_of(text: &str) -> Parsed {
         Ok(_) => Err(too_dear()),
         Err(_) => Err(malformed()),
     }
+}
+
+/// Whether it is written in the base64 of crypt(3), which bcrypt's is another order of.
+fn in_crypt_alphabet(text: &str) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'/')
 }
 
 fn sha_crypt_of(text: &str) -> Parsed {
@@ -362,7 +368,7 @@ fn sha_crypt_of(text: &str) -> Parsed {
     }
     let length = if text.starts_with("$5$") { 43 } else { 86 };
     match parts[..] {
-        [salt, hash] if salt.len() <= 16 && hash.len() == length => {
+        [salt, hash] if salt.len() <= 16 && hash.len() == length && in_crypt_alphabet(hash) => {
             Ok(Scheme::ShaCrypt(text.to_owned()))
         }
         _ => Err(malformed()),
@@ -653,6 +659,10 @@ mod tests {
                 "$6$saltsalt$W3U7TPvZZrTexulf9gVsrl5OKlHZWpDCZ1.CiSbcUo5",
                 "of sha256-crypt",
             ),
+            (
+                "$5$saltsalt$W3U7TPvZZrTexulf9gVsrl5OKlHZWpDCZ1_CiSbcUo5",
+                "another alphabet",
+            ),
             ("$1$saltsalt$8pRYzDDb2BzYJ5vLD6NXh1", "md5-crypt"),
             ("{SSHA}JCPMFJTXASlj0D70cqyHkiZUWTg=", "no salt"),
             ("{SHA}JCPMFJTXASlj0D70cqyHkiZUWTg=", "no salt"),
@@ -678,7 +688,6 @@ mod tests {
             ),
             ("seven quiet otters", "a password"),
             ("", "nothing"),
-            ("$", "nothing"),
             ("{}", "nothing"),
         ] {
             assert!(ForeignHash::parse(text).is_err(), "{why}: {text}");

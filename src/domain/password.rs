@@ -154,20 +154,36 @@ const OUTPUT_LEN: usize = 32;
 /// The working memory of one lane, reused from hash to hash: fresh memory for every hash is not
 /// given back by every allocator and grows without bound.
 #[derive(Default)]
-pub struct Memory(Vec<Block>);
+pub struct Memory {
+    blocks: Vec<Block>,
+    /// How many blocks it is set aside for; more is given back.
+    usual: usize,
+}
 
 impl Memory {
     /// Memory set aside for hashes of this cost; the system provides it when it is first used.
     pub fn for_cost(cost: Cost) -> Result<Self, String> {
-        Ok(Self(Vec::with_capacity(cost.params()?.block_count())))
+        let usual = cost.params()?.block_count();
+        Ok(Self {
+            blocks: Vec::with_capacity(usual),
+            usual,
+        })
     }
 
     pub(super) fn blocks(&mut self, params: &Params) -> &mut [Block] {
         let count = params.block_count();
-        if self.0.len() < count {
-            self.0.resize(count, Block::default());
+        if self.blocks.len() < count {
+            self.blocks.resize(count, Block::default());
         }
-        &mut self.0[..count]
+        &mut self.blocks[..count]
+    }
+
+    /// Gives back what a hash dearer than usual has taken.
+    pub fn settle(&mut self) {
+        if self.blocks.len() > self.usual {
+            self.blocks.truncate(self.usual);
+            self.blocks.shrink_to(self.usual);
+        }
     }
 }
 
@@ -400,6 +416,6 @@ mod tests {
             );
         }
         assert!(verify("", &mut memory).is_err());
-        assert!(memory.0.is_empty(), "nothing was allocated for them");
+        assert!(memory.blocks.is_empty(), "nothing was allocated for them");
     }
 }

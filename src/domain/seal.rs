@@ -4,9 +4,11 @@
 //! token, and those it has are worth nothing.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::time::{self, Timestamp};
+use super::{
+    name::UserId,
+    time::{self, Timestamp},
+};
 
 /// Most characters of a reason.
 pub const MAX_REASON: usize = 500;
@@ -22,10 +24,7 @@ pub struct Seal {
 /// That somebody wants an account opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// The name of the account that called.
-    pub by: String,
-    /// The person who answers for that account, so that one person does not count as two.
-    pub person: Uuid,
+    pub by: UserId,
     pub reason: String,
     /// In microseconds since 1970.
     pub time_us: i64,
@@ -70,7 +69,7 @@ impl Seal {
             return Err("is unsealed".to_owned());
         }
         match self.pending(times, now) {
-            Some(first) if first.person == request.person => {
+            Some(first) if first.by == request.by => {
                 Err("waits for somebody else to agree".to_owned())
             }
             Some(_) => {
@@ -103,6 +102,8 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
@@ -113,8 +114,7 @@ mod tests {
 
     fn request(person: u128, now: Timestamp) -> Request {
         Request {
-            by: String::new(),
-            person: Uuid::from_u128(person),
+            by: UserId(Uuid::from_u128(person)),
             reason: "fire".to_owned(),
             time_us: now.micros(),
         }

@@ -155,11 +155,14 @@ impl Session {
         }
     }
 
-    /// Notes that the person has shown one more factor.
-    pub fn step_up(&mut self, factor: Factor, now: Timestamp) {
+    /// Notes that the person has shown one more factor. The refresh token from before is no retry of
+    /// anything now: whoever has it has not shown what was shown.
+    pub fn step_up(&mut self, factor: Factor, now: Timestamp, lifetimes: Lifetimes) {
         self.shown = self.shown.clone().and(factor);
         self.auth_time = now;
         self.revision += 1;
+        self.family.generation += 1;
+        self.next_generation(now, lifetimes);
     }
 
     /// Starts the idle time anew.
@@ -344,7 +347,9 @@ mod tests {
         };
         let mut session = session();
         assert_eq!(session.acr(NOW, lifetimes), Assurance::Aal1);
-        session.step_up(Factor::Totp, NOW.plus_s(20));
+        session.step_up(Factor::Totp, NOW.plus_s(20), lifetimes);
+        assert_eq!(session.judge(5, NOW.plus_s(21), 10), Judgement::Reused);
+        assert_eq!(session.judge(7, NOW.plus_s(21), 10), Judgement::Rotate);
         assert_eq!(session.acr(NOW.plus_s(70), lifetimes), Assurance::Aal2);
         assert_eq!(session.acr(NOW.plus_s(71), lifetimes), Assurance::Aal1);
         assert_eq!(session.auth_time, NOW.plus_s(20));

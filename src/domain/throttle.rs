@@ -32,6 +32,9 @@ pub enum Subject {
     Network(IpNet),
     /// A device on which the account's owner has signed in before.
     Device(Uuid),
+    /// The same, by somebody who has shown the first factor there: a right password, which forgives the
+    /// device, must not forgive guesses at the second.
+    SecondFactorDevice(Uuid),
 }
 
 impl Subject {
@@ -43,6 +46,7 @@ impl Subject {
             Self::Unknown(identifier) => ("unknown", identifier.clone()),
             Self::Network(net) => ("network", net.to_string()),
             Self::Device(id) => ("device", id.to_string()),
+            Self::SecondFactorDevice(id) => ("second factor device", id.to_string()),
         };
         hmac::sign(key, format!("{kind}:{value}").as_bytes())
             .as_ref()
@@ -303,6 +307,7 @@ mod tests {
             Subject::SecondFactor(UserId(id).into()),
             Subject::Unknown(format!("users/{id}")),
             Subject::Device(id),
+            Subject::SecondFactorDevice(id),
         ];
         let mut keys: Vec<_> = subjects.iter().map(|subject| subject.key(&key)).collect();
         keys.dedup();

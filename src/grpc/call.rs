@@ -207,6 +207,13 @@ impl Call {
             })
     }
 
+    /// Refuses where a token came that was not believed: for public calls that mean something else without
+    /// one.
+    pub fn require_belief(&self) -> Result<()> {
+        self.doubt
+            .map_or(Ok(()), |doubt| Err(Error::Unauthenticated(doubt)))
+    }
+
     /// Nobody changes an account that holds what they do not. A person's own account is theirs; a
     /// system account's token may be narrower than the account, so it is held to the rule.
     pub async fn require_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {

@@ -1,7 +1,5 @@
 //! What SessionService does with challenges.
 
-use aws_lc_rs::hmac;
-
 use super::{
     call::{Call, mutate},
     convert,
@@ -22,18 +20,20 @@ use crate::{
         identifier,
         name::{SessionId, UserId},
         network,
-        passkey::{Asked, Passkey, RelyingParty},
-        secret::{self, Digest, Secret},
+        passkey::{Passkey, RelyingParty},
+        secret::{self, Secret},
     },
     store::{
         challenges,
         db::{Isolation, Read},
         events,
         factors::{self, Factor as Stored},
-        sessions, transact,
-        users::{self, IdentifierKind},
+        sessions, transact, users,
     },
 };
+
+/// Most bytes of an identifier that a challenge is opened for; no identifier is longer.
+const MAX_IDENTIFIER_BYTES: usize = 1024;
 
 /// A challenge that is being opened, and what its answer shows of it.
 struct Opening {
@@ -52,7 +52,11 @@ pub(super) async fn create(
 ) -> Result<pb::Challenge> {
     match call.caller.session() {
         Some(session) => create_for_session(call, session, request).await,
-        None => create_for_sign_in(call, request).await,
+        None => {
+            // Whoever has a token wants to raise a session, and learns why not.
+            call.require_belief()?;
+            create_for_sign_in(call, request).await
+        }
     }
 }
 
@@ -61,13 +65,11 @@ async fn create_for_session(
     session: SessionId,
     request: pb::CreateChallengeRequest,
 ) -> Result<pb::Challenge> {
-    let mut fields = Fields::new();
     if !request.identifier.is_empty() {
         let text = "is whoever calls; call without a token to begin a sign-in";
-        fields.refuse("identifier", text);
+        return Err(Error::field("identifier", text));
     }
     let method = method(request.method());
-    fields.finish()?;
     let wish = Wish::parse(&request.audience, &request.scopes)?;
     let user = call.user("identifier", "users/me")?;
     let stored = factors::list(&mut call.db().read().await?, user).await?;
@@ -90,22 +92,20 @@ async fn create_for_sign_in(
     if call.app().config.sign_in.require_frontend {
         call.require("sessions.create")?;
     }
-    let is_message = matches!(
-        request.method(),
-        ChallengeMethod::EmailCode | ChallengeMethod::SmsCode
-    );
-    if is_message && request.delivery() == Delivery::Return {
+    let method = method(request.method());
+    let is_message = method.is_some_and(is_message);
+    let delivery = request.delivery();
+    if is_message && delivery == Delivery::Return {
         call.require("contacts.return_code")?;
     }
     let mut fields = Fields::new();
-    let method = method(request.method());
     match method {
         Some(Factor::Passkey) => {}
         Some(Factor::EmailCode | Factor::SmsCode) => {
             if request.identifier.is_empty() {
                 fields.refuse("identifier", "is required");
             }
-            if request.delivery() == Delivery::Unspecified {
+            if delivery == Delivery::Unspecified {
                 fields.refuse("delivery", "must be SEND or RETURN");
             }
         }
@@ -114,36 +114,43 @@ async fn create_for_sign_in(
             "must be PASSKEY, EMAIL_CODE or SMS_CODE, which begin a sign-in",
         ),
     }
+    let typed = request.identifier;
+    if typed.len() > MAX_IDENTIFIER_BYTES {
+        let text = format!("must have at most {MAX_IDENTIFIER_BYTES} bytes");
+        fields.refuse("identifier", text);
+    }
     let sent = request.device.unwrap_or_default();
     let device = sign_in::device(call, &mut fields, &sent);
     fields.finish()?;
     let wish = Wish::parse(&request.audience, &request.scopes)?;
     let method = method.ok_or_else(|| Error::internal("checked above"))?;
-    if is_message && request.delivery == i32::from(Delivery::Send) {
+    if is_message && delivery == Delivery::Send {
         let text = "needs a message sender, and this version has none";
         let name = "delivery SEND";
         return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
     }
-    let typed = request.identifier;
-    let (user, identifier) = if typed.is_empty() {
-        (None, String::new())
-    } else {
-        let key = identifier::key(&typed).unwrap_or(typed);
-        let kind = IdentifierKind::Username;
+    let (mut user, mut known_device) = (None, None);
+    let identifier = identifier::key(&typed).unwrap_or(typed);
+    if !identifier.is_empty() {
         let mut db = call.db().read().await?;
-        let user = users::find_by_identifier(&mut db, kind, &key).await?;
-        let user = user.map(|user| user.id);
-        if let Some(user) = user.filter(|_| is_message) {
-            // Who has the code signs in as the person.
-            call.require_full_power_over(&mut db, user.into()).await?;
+        let owner = users::find_for_sign_in(&mut db, &identifier).await?;
+        if let Some(owner) = owner {
+            let account = owner.id.into();
+            if is_message {
+                // Who has the code signs in as the person.
+                call.require_full_power_over(&mut db, account).await?;
+            }
+            user = Some(owner.id);
+            let password = owner.password.as_ref().map(|(_, hash)| hash);
+            known_device =
+                password.and_then(|hash| secrets::known_device(call, account, hash, &sent.token));
         }
-        (user, key)
-    };
+    }
     let purpose = Purpose::SignIn(SignIn {
         identifier,
         first: None,
         device,
-        known_device: None,
+        known_device,
     });
     let opening = open(call, user, purpose, vec![method], wish, &[])?;
     store(call, &opening).await
@@ -161,6 +168,8 @@ pub(super) async fn ask(
     let methods = methods(&stored, call.app().passkeys.as_deref());
     if methods.is_empty() {
         relying_party(call)?;
+        // The factor has gone since it was asked for.
+        return Err(Error::Conflict);
     }
     let purpose = Purpose::SignIn(sign_in);
     let opening = open(call, Some(user), purpose, methods, wish, &stored)?;
@@ -170,6 +179,7 @@ pub(super) async fn ask(
             call.require_standing(tx).await?;
             proof.hold(tx, call).await?;
             challenges::insert(tx, &opening.secret.digest(), &opening.challenge).await?;
+            challenges::make_room(tx, user, &opening.secret.digest(), MAX_OPEN).await?;
         }
     )?;
     let mut challenge = opening.shown();
@@ -243,8 +253,7 @@ async fn again(call: &Call, first: &First) -> Result<pb::SignInResponse> {
     drop(db);
     let owner = owner.filter(|owner| owner.lifecycle.may_act(call.now));
     let owner = owner.ok_or_else(Error::invalid_credentials)?;
-    let wish = Wish::parse("", &[])?;
-    let tokens = sign_in::tokens(call, &session, &owner.lifecycle, &wish).await?;
+    let tokens = sign_in::tokens(call, &session, &owner.lifecycle, &first.wish()).await?;
     Ok(sign_in::response(call, tokens, String::new()))
 }
 
@@ -266,18 +275,17 @@ async fn step_up(
             let found = found.filter(|session| session.is_live(call.now));
             let ended = || Error::Unauthenticated(Reason::ChallengeEnded);
             let mut session = found.ok_or_else(ended)?;
-            session.step_up(answered.factor, call.now);
-            session.next_generation(call.now, call.app().config.session_lifetimes());
-            let is_same =
-                sessions::step_up(tx, &session).await? && sessions::rotate(tx, &session).await?;
-            if !is_same {
+            let from = session.family.generation;
+            let lifetimes = call.app().config.session_lifetimes();
+            session.step_up(answered.factor, call.now, lifetimes);
+            if !sessions::step_up(tx, &session, from).await? {
                 return Err(Error::Conflict);
             }
             let event = call.event_of("session.stepped_up");
             let event = event.about(session.name(), Some(user.into()));
             let event = event.detail("amr", session.shown.amr.join(" "));
             events::append(tx, &event).await?;
-            call.record(tx, &First::of(&session)).await?;
+            call.record(tx, &First::of(&session, wish)).await?;
             session
         }
     )?;
@@ -295,26 +303,23 @@ fn open(
     stored: &[Stored],
 ) -> Result<Opening> {
     let secret = Secret::new(secret::Kind::Challenge, &call.app().random.bytes::<32>());
-    let keys: &hmac::Key = &call.app().keys.codes;
-    let (code, digest) = if methods.iter().any(|method| is_message(*method)) {
-        let code = challenge::code(call.app().random.bytes());
-        let digest: Digest = challenge::code_digest(&code, &secret.digest(), keys);
-        (code, Some(digest))
-    } else {
-        (String::new(), None)
-    };
-    let asked = if methods.contains(&Factor::Passkey) {
-        Some(ask_browser(call, stored)?)
-    } else {
-        None
-    };
+    let (mut code, mut digest) = (String::new(), None);
+    if methods.iter().any(|method| is_message(*method)) {
+        code = challenge::code(call.app().random.bytes());
+        let key = &call.app().keys.codes;
+        digest = Some(challenge::code_digest(&code, &secret.digest(), key));
+    }
+    let (mut options, mut ceremony) = (String::new(), None);
+    if methods.contains(&Factor::Passkey) {
+        let keys = factors::passkeys(stored).into_iter().map(|(_, key)| key);
+        let keys: Vec<Passkey> = keys.collect();
+        let asked = relying_party(call)?.ask(&keys).map_err(Error::Internal)?;
+        options = asked.options;
+        ceremony = Some(asked.ceremony);
+    }
     let address = match &purpose {
         Purpose::SignIn(sign_in) => sign_in.device.address,
         Purpose::StepUp(_) => None,
-    };
-    let (options, ceremony) = match asked {
-        Some(Asked { options, ceremony }) => (options, Some(ceremony)),
-        None => (String::new(), None),
     };
     let lifetime_s = call.app().config.sign_in.challenge_lifetime_s;
     let challenge = Challenge {
@@ -344,16 +349,6 @@ const fn is_message(method: Factor) -> bool {
     matches!(method, Factor::EmailCode | Factor::SmsCode)
 }
 
-/// The question for an assertion by one of these passkeys, or by any.
-fn ask_browser(call: &Call, stored: &[Stored]) -> Result<Asked> {
-    let passkeys: Vec<Passkey> = stored
-        .iter()
-        .filter(|stored| stored.kind == Kind::Passkey)
-        .filter_map(|stored| serde_json::from_slice(&stored.material).ok())
-        .collect();
-    relying_party(call)?.ask(&passkeys).map_err(Error::Internal)
-}
-
 /// What browsers know this installation by.
 pub(super) fn relying_party(call: &Call) -> Result<&RelyingParty> {
     call.app().passkeys.as_deref().ok_or_else(|| {
@@ -370,6 +365,9 @@ async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
     let answer = mutate!(call, Isolation::ReadCommitted, |tx| {
         require_room(tx, call, challenge).await?;
         challenges::insert(tx, &secret.digest(), challenge).await?;
+        if let (Some(user), false) = (challenge.user, challenge.is_first_step()) {
+            challenges::make_room(tx, user, &secret.digest(), MAX_OPEN).await?;
+        }
         if challenge.question.code.is_some() {
             let event = call.event_of("challenge.code_returned");
             let event = match challenge.user {
@@ -384,11 +382,16 @@ async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
 }
 
 async fn require_room(db: &mut Read, call: &Call, challenge: &Challenge) -> Result<()> {
-    let Some(network) = challenge.network else {
-        return Ok(());
-    };
-    let max = call.app().config.throttle.network_challenges;
-    if challenges::count_open(db, network, call.now).await? < max {
+    let mut is_full = false;
+    if let Some(network) = challenge.network {
+        let max = call.app().config.throttle.network_challenges;
+        is_full = challenges::count_open(db, network, call.now).await? >= max;
+    }
+    // Who has shown nothing yet drives out nobody who has.
+    if let Some(user) = challenge.user.filter(|_| challenge.is_first_step()) {
+        is_full |= challenges::count_of(db, user, call.now).await? >= MAX_OPEN;
+    }
+    if !is_full {
         return Ok(());
     }
     Err(Error::Exhausted {
@@ -396,6 +399,9 @@ async fn require_room(db: &mut Read, call: &Call, challenge: &Challenge) -> Resu
         retry_after: std::time::Duration::from_secs(30),
     })
 }
+
+/// Most open challenges of one person; of those who have shown something the newest stay.
+const MAX_OPEN: i64 = 20;
 
 impl Opening {
     fn shown(&self) -> pb::Challenge {

@@ -9,14 +9,12 @@ use super::{
 use crate::{
     domain::{
         account::State,
-        assurance::Factor,
         credential::{Credential, Kind, MAX_PASSKEYS, MAX_TOTPS, Parameters, State as Accepted},
         error::{Error, Fields, Reason, Result},
-        name::{AccountId, CredentialId, UserId},
+        name::{AccountId, CredentialId},
         passkey::{Asked, MAX_RESPONSE_BYTES, Owner, Passkey},
         recovery_code::{self, RecoveryCode},
         secret::Digest,
-        session::Session,
         totp::{self, Algorithm, Generator},
         user::User,
     },
@@ -25,7 +23,7 @@ use crate::{
         db::Write,
         events,
         factors::{self, Confirmed},
-        sessions, users,
+        users,
     },
 };
 
@@ -88,11 +86,8 @@ pub(super) async fn create_passkey(
     let credential = enrolment(call, &mut fields, parent, Kind::Passkey, input)?;
     fields.finish()?;
     let stored = factors::list(&mut call.db().read().await?, user.id).await?;
-    let existing: Vec<Passkey> = stored
-        .iter()
-        .filter(|stored| stored.kind == Kind::Passkey)
-        .filter_map(|stored| serde_json::from_slice(&stored.material).ok())
-        .collect();
+    let existing = factors::passkeys(&stored).into_iter().map(|(_, key)| key);
+    let existing: Vec<Passkey> = existing.collect();
     let display_name = user.profile.display_name.as_str();
     let owner = Owner {
         id: user.id,
@@ -137,7 +132,7 @@ pub(super) async fn create_recovery_codes(
     let digests: Vec<Digest> = codes.iter().map(|code| code.digest(user.id, key)).collect();
     credential.codes_left = i64::try_from(codes.len()).ok();
     let response = mutate!(call, |tx| {
-        require_active(tx, call, user.id).await?;
+        require_active(tx, call, parent).await?;
         if !credentials::has_second_factor(tx, user.id).await? {
             let text = "has no second factor that they could stand in for";
             let name = parent.to_string();
@@ -156,7 +151,7 @@ pub(super) async fn create_recovery_codes(
     Ok(service::without_secret_if_dry(call, response))
 }
 
-/// Makes an enrolment a factor, and the session one that has shown it.
+/// Makes an enrolment a factor.
 pub(super) async fn confirm(
     call: &Call,
     request: pb::ConfirmCredentialRequest,
@@ -178,7 +173,7 @@ pub(super) async fn confirm(
     // Before the proof is looked at, of which there may be none to be right.
     credential.confirm(call.now)?;
     let wrong_kind = |field| Error::field(field, "is not what this credential is confirmed with");
-    let (factor, passkey, used_step) = match request.proof {
+    let (passkey, used_step) = match request.proof {
         None => {
             return Err(Error::field(
                 "totp_code",
@@ -186,10 +181,10 @@ pub(super) async fn confirm(
             ));
         }
         Some(Proof::TotpCode(code)) => {
-            let generator = secrets::generator(call, user, &stored);
+            let generator = secrets::open_generator(call, user, &stored);
             let generator = generator.ok_or_else(|| wrong_kind("totp_code"))?;
-            let step = secrets::of_generator(call, user, session, &generator, &code).await?;
-            (Factor::Totp, None, Some(step))
+            let step = secrets::confirm_totp(call, user, session, &generator, &code).await?;
+            (None, Some(step))
         }
         Some(Proof::PasskeyResponseJson(json)) => {
             if credential.kind != Kind::Passkey {
@@ -200,7 +195,7 @@ pub(super) async fn confirm(
             }
             let passkey = secrets::new_passkey(call, user, &stored, &json).await?;
             credential.parameters = Some(Parameters::Passkey(passkey.details.clone()));
-            (Factor::Passkey, Some(passkey), None)
+            (Some(passkey), None)
         }
     };
     let material = match &passkey {
@@ -209,7 +204,7 @@ pub(super) async fn confirm(
     };
     let passkey_id = passkey.as_ref().map(Passkey::id);
     mutate!(call, |tx| {
-        require_active(tx, call, user).await?;
+        require_active(tx, call, account).await?;
         let before = service::find(tx, account, id).await?;
         convert::require_etag(&request.etag, before.revision, before.name())?;
         let confirmed = Confirmed {
@@ -218,13 +213,6 @@ pub(super) async fn confirm(
             passkey_id: passkey_id.as_deref(),
         };
         factors::confirm(tx, &credential, &confirmed, call.now).await?;
-        let mut own: Session = sessions::find(tx, user, session)
-            .await?
-            .ok_or(Error::Conflict)?;
-        own.step_up(factor, call.now);
-        if !sessions::step_up(tx, &own).await? {
-            return Err(Error::Conflict);
-        }
         let event = call.event().about(credential.name(), Some(account));
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
         service::shown(&credential)
@@ -268,10 +256,7 @@ async fn store(
 ) -> Result<pb::CreateCredentialResponse> {
     let parent = credential.account;
     let response = mutate!(call, |tx| {
-        let AccountId::User(user) = parent else {
-            return Err(service::not_allowed(parent, credential.kind));
-        };
-        require_active(tx, call, user).await?;
+        require_active(tx, call, parent).await?;
         service::require_room(tx, parent, credential.kind, max).await?;
         credentials::insert(tx, credential, Kept::Material(material)).await?;
         let event = call.event().about(credential.name(), Some(parent));
@@ -291,10 +276,10 @@ fn response(credential: &Credential, factor: Enrolled) -> pb::CreateCredentialRe
     }
 }
 
-async fn require_active(tx: &mut Write, call: &Call, user: UserId) -> Result<()> {
-    service::state(tx, user.into())
+async fn require_active(tx: &mut Write, call: &Call, account: AccountId) -> Result<()> {
+    service::state(tx, account)
         .await?
-        .require(&[State::Active], user, call.now)
+        .require(&[State::Active], account, call.now)
 }
 
 /// What a person's authenticator calls the account.

@@ -117,7 +117,7 @@ pub(super) async fn change(
     let attempt = Attempt {
         whose: Whose::User(id),
         password: old,
-        from: secrets::From::Session(session),
+        from: secrets::Origin::Session(session),
         address: call.address,
         refusal_event: "credential.password_change_refused",
     };

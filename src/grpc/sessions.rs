@@ -61,7 +61,7 @@ impl pb::session_service_server::SessionService for Sessions {
         let attempt = Attempt {
             whose: Whose::Identifier(&request.identifier),
             password,
-            from: secrets::From::Device(&sent.token),
+            from: secrets::Origin::Device(&sent.token),
             address: device.address,
             refusal_event: "session.refused",
         };

@@ -90,7 +90,7 @@ pub(super) async fn complete(
     let session = new_session(call, &entry);
     let session = transact!(
         call.attempts(Isolation::ReadCommitted),
-        attempts | tx | { begin(tx, call, &entry, session.clone()).await? }
+        attempts | tx | { begin(tx, call, &entry, wish, session.clone()).await? }
     )?;
     let tokens = tokens(call, &session, entry.lifecycle, wish).await?;
     let known = entry.known_device.unwrap_or_else(|| call.new_uuid());
@@ -198,6 +198,7 @@ async fn begin(
     tx: &mut Write,
     call: &Call,
     entry: &Entry<'_>,
+    wish: &Wish,
     session: Session,
 ) -> Result<Session> {
     call.require_standing(tx).await?;
@@ -214,18 +215,22 @@ async fn begin(
     let event = call.event().about(session.name(), Some(user.into()));
     let event = event.detail("amr", session.shown.amr.join(" "));
     events::append(tx, &event).await?;
-    call.record(tx, &First::of(&session)).await?;
+    call.record(tx, &First::of(&session, wish)).await?;
     Ok(session)
 }
 
-/// What retries need to know of a sign-in or a step-up: which session, and which of its refresh tokens
-/// was the live one. The tokens themselves are made again.
+/// What retries need to know of a sign-in or a step-up: which session, which of its refresh tokens was
+/// the live one, and whom the access token was for. The tokens themselves are made again.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct First {
     #[prost(string, tag = "2")]
     session: String,
     #[prost(uint32, tag = "3")]
     generation: u32,
+    #[prost(string, tag = "4")]
+    audience: String,
+    #[prost(string, repeated, tag = "5")]
+    scopes: Vec<String>,
 }
 
 impl Answer for First {
@@ -233,10 +238,19 @@ impl Answer for First {
 }
 
 impl First {
-    pub(super) fn of(session: &Session) -> Self {
+    pub(super) fn of(session: &Session, wish: &Wish) -> Self {
         Self {
             session: session.name(),
             generation: session.family.generation,
+            audience: wish.audience.clone(),
+            scopes: wish.scopes.clone(),
+        }
+    }
+
+    pub(super) fn wish(&self) -> Wish {
+        Wish {
+            audience: self.audience.clone(),
+            scopes: self.scopes.clone(),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response};
-use uuid::Uuid;
 
 use super::{
     Reply,
@@ -16,7 +15,7 @@ use crate::{
         account::{self, State},
         error::{Error, Fields, Reason, Result},
         event::Event,
-        filter,
+        filter, grant,
         name::{self, AccountId, SystemAccountId, UserId},
         network::{self, MAX_CIDRS},
         page, role,
@@ -29,7 +28,7 @@ use crate::{
     },
     store::{
         db::{Read, Write},
-        events,
+        events, grants,
         system_accounts::{self, Cursor, Query},
         users,
     },
@@ -73,7 +72,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             require_owner(tx, owner, call.now).await?;
             system_accounts::insert(tx, &account).await?;
             events::append(tx, &call.event().about_account(account.id)).await?;
-            shown(&account, call.now)
+            shown(&account, &call)
         })?;
         Ok(Response::new(account))
     }
@@ -85,7 +84,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         let (call, request) = Call::enter(&self.app, request).await?;
         let id = call.system_account("name", &request.name)?;
         let account = find(&mut call.db().read().await?, id).await?;
-        Ok(Response::new(shown(&account, call.now)))
+        Ok(Response::new(shown(&account, &call)))
     }
 
     async fn list_system_accounts(
@@ -103,10 +102,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             .await
             .map_err(Error::from)?;
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
-        let system_accounts = rows
-            .iter()
-            .map(|account| shown(account, call.now))
-            .collect();
+        let system_accounts = rows.iter().map(|account| shown(account, &call)).collect();
         Ok(Response::new(pb::ListSystemAccountsResponse {
             system_accounts,
             next_page_token,
@@ -139,7 +135,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
             if edits.is_empty() {
-                shown(&account, call.now)
+                shown(&account, &call)
             } else {
                 for edit in edits.clone() {
                     account.edit(edit);
@@ -171,6 +167,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
             account.lifecycle.suspend(reason.clone(), until_time);
+            account.seal.close();
             account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?
         })?;
@@ -217,6 +214,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 call.require("system_accounts.suspend")?;
             }
             account.lifecycle.delete(call.now, retention_s);
+            account.seal.close();
             account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?
         })?;
@@ -273,18 +271,28 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         let reason = text::required_line(&request.reason, seal::MAX_REASON);
         let reason = fields.take("reason", reason).unwrap_or_default();
         fields.finish()?;
-        let caller = call.caller.account();
-        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
+        let Some(AccountId::User(caller)) = call.caller.account() else {
+            let text = "is unsealed by people, who show that they are there";
+            return Err(Error::precondition(Reason::WrongState, id.to_string(), text).into());
+        };
         let times = call.app().config.seal_times();
         let account = mutate!(call, |tx| {
             let mut account = find_sealable(tx, &call, id, &request.etag).await?;
             account.lifecycle.require(&[State::Active], id, call.now)?;
+            if let Some(first) = account.seal.pending(times, call.now).map(|it| it.by)
+                && !may_unseal(tx, first, call.now).await?
+            {
+                account.seal.close();
+            }
             let request = seal::Request {
-                by: caller.to_string(),
-                person: person(tx, caller).await?,
+                by: caller,
                 reason: reason.clone(),
                 time_us: call.now.micros(),
             };
+            if account.seal.reseal(call.now) {
+                let event = call.event_of("system_account.sealed").about_account(id);
+                events::append(tx, &event).await?;
+            }
             let refused = |text| Error::precondition(Reason::WrongState, id.to_string(), text);
             let step = account.seal.unseal(request, times, call.now);
             let event = match step.map_err(refused)? {
@@ -332,14 +340,16 @@ async fn find_sealable(
     ))
 }
 
-/// The person who answers for an account: a program does what its owner wants.
-async fn person(db: &mut Read, account: AccountId) -> Result<Uuid> {
-    let owner = match account {
-        AccountId::User(_) => None,
-        AccountId::System(id) => find(db, id).await?.owner.map(|owner| owner.0),
-    };
-    Ok(owner.unwrap_or_else(|| account.uuid()))
+/// Whether somebody who has asked for an account to be unsealed may still do so.
+async fn may_unseal(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
+    let user = users::find(db, id).await?;
+    let held = grant::held(&grants::list_all(db, id.into()).await?, now);
+    Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
+        && held.scopes.iter().any(|scope| scope == UNSEAL))
 }
+
+/// The scope that the policy of UnsealSystemAccount asks for.
+const UNSEAL: &str = "system_accounts.unseal";
 
 async fn find(db: &mut Read, id: SystemAccountId) -> Result<SystemAccount> {
     system_accounts::find(db, id)
@@ -370,7 +380,7 @@ async fn store(
     account.touch(call.now);
     system_accounts::update(tx, &account).await?;
     events::append(tx, &event).await?;
-    Ok(shown(&account, call.now))
+    Ok(shown(&account, call))
 }
 
 /// Refuses to change what accountd made for itself.
@@ -391,7 +401,12 @@ async fn require_owner(db: &mut Read, owner: UserId, now: Timestamp) -> Result<(
     let user = users::find(db, owner).await?;
     let user = user.ok_or_else(|| Error::not_found(owner.to_string()))?;
     user.lifecycle
-        .require(&[State::Active, State::Suspended], owner, now)
+        .require(&[State::Active, State::Suspended], owner, now)?;
+    if user.lifecycle.is_over(now) {
+        let (name, text) = (owner.to_string(), "has expired");
+        return Err(Error::precondition(Reason::WrongState, name, text));
+    }
+    Ok(())
 }
 
 fn kind(kind: pb::system_account::Kind) -> Result<Kind, String> {
@@ -467,14 +482,14 @@ fn edits(
         .collect()
 }
 
-fn shown(account: &SystemAccount, now: Timestamp) -> pb::SystemAccount {
+fn shown(account: &SystemAccount, call: &Call) -> pb::SystemAccount {
     use pb::system_account::{Kind as PbKind, State as PbState};
     let (state, limits) = (&account.lifecycle, &account.limits);
     pb::SystemAccount {
         name: account.id.to_string(),
         uid: account.id.0.to_string(),
         etag: convert::etag(account.revision),
-        state: match state.state_at(now) {
+        state: match state.state_at(call.now) {
             State::Active => PbState::Active,
             State::Suspended => PbState::Suspended,
             State::Deleted => PbState::Deleted,
@@ -508,18 +523,17 @@ fn shown(account: &SystemAccount, now: Timestamp) -> pb::SystemAccount {
         expire_time: convert::some_timestamp(state.expire_time),
         delete_time: convert::some_timestamp(state.delete_time),
         purge_time: convert::some_timestamp(state.purge_time),
-        seal: (account.kind == Kind::BreakGlass).then(|| shown_seal(&account.seal, now)),
+        seal: (account.kind == Kind::BreakGlass).then(|| shown_seal(&account.seal, call)),
     }
 }
 
-fn shown_seal(seal: &Seal, now: Timestamp) -> pb::Seal {
-    let request = seal.request.as_ref();
-    let text = |text: fn(&seal::Request) -> &String| request.map(text).cloned();
+fn shown_seal(seal: &Seal, call: &Call) -> pb::Seal {
+    let request = seal.pending(call.app().config.seal_times(), call.now);
     let request_time = request.map(|request| Timestamp::from_micros(request.time_us));
     pb::Seal {
-        sealed: !seal.is_open(now),
-        requested_by: text(|request| &request.by).unwrap_or_default(),
-        reason: text(|request| &request.reason).unwrap_or_default(),
+        sealed: !seal.is_open(call.now),
+        requested_by: request.map_or_else(String::new, |request| request.by.to_string()),
+        reason: request.map_or_else(String::new, |request| request.reason.clone()),
         request_time: convert::some_timestamp(request_time),
         unsealed_until_time: convert::some_timestamp(seal.unsealed_until_time),
     }

@@ -1,5 +1,7 @@
 //! Open questions to people.
 
+use ipnet::IpNet;
+
 use super::{
     db::{Read, Write},
     error::Result,
@@ -11,7 +13,6 @@ use crate::domain::{
     secret::Digest,
     time::Timestamp,
 };
-use ipnet::IpNet;
 
 fn challenge(row: &Row) -> Result<Challenge> {
     let network: Option<String> = row.get("network")?;
@@ -76,6 +77,23 @@ pub async fn count_open(db: &mut Read, network: IpNet, now: Timestamp) -> Result
     let sql = sql!("SELECT COUNT(*) AS n FROM challenges WHERE network = $1 AND expire_time > $2");
     db.one(sql.bind(network.to_string()).bind(now), |row| row.get("n"))
         .await
+}
+
+/// How many are open for a user.
+pub async fn count_of(db: &mut Read, user: UserId, now: Timestamp) -> Result<i64> {
+    let sql = sql!("SELECT COUNT(*) AS n FROM challenges WHERE user_id = $1 AND expire_time > $2");
+    db.one(sql.bind(user).bind(now), |row| row.get("n")).await
+}
+
+/// Forgets the challenges of a user but for this one and the `keep` newest of the others.
+pub async fn make_room(db: &mut Write, user: UserId, this: &Digest, keep: i64) -> Result<()> {
+    let sql = sql!(
+        "DELETE FROM challenges WHERE user_id = $1 AND digest <> $2 AND digest NOT IN (
+            SELECT digest FROM challenges WHERE user_id = $1
+            ORDER BY create_time DESC, digest DESC LIMIT $3)"
+    );
+    let sql = sql.bind(user).bind(&this[..]).bind(keep);
+    db.execute(sql).await.map(drop)
 }
 
 /// Voids all challenges of a user, with the steps that have led to them.

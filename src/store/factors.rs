@@ -12,6 +12,7 @@ use crate::domain::{
     credential::{Credential, Kind, Parameters},
     error::{self, Error},
     name::{CredentialId, UserId},
+    passkey::Passkey,
     secret::Digest,
     time::Timestamp,
 };
@@ -26,6 +27,22 @@ pub struct Factor {
     pub material: Vec<u8>,
     /// Of a TOTP generator: the last step whose code was accepted.
     pub used_step: Option<i64>,
+}
+
+/// The passkeys among factors. One that cannot be read is said to be in the log, and is none.
+pub fn passkeys(factors: &[Factor]) -> Vec<(&Factor, Passkey)> {
+    let read = |factor: &'_ Factor| match serde_json::from_slice::<Passkey>(&factor.material) {
+        Ok(passkey) => Some(passkey),
+        Err(error) => {
+            tracing::error!(%error, id = ?factor.id, "a stored passkey cannot be used");
+            None
+        }
+    };
+    factors
+        .iter()
+        .filter(|factor| factor.kind == Kind::Passkey)
+        .filter_map(|factor| Some((factor, read(factor)?)))
+        .collect()
 }
 
 fn factor(row: &Row) -> Result<Factor> {

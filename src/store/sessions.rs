@@ -194,18 +194,24 @@ pub async fn rotate(db: &mut Write, session: &Session) -> Result<bool> {
     Ok(db.execute(sql).await? == 1)
 }
 
-/// Stores what the person has shown since, unless the session has changed or ended meanwhile.
-pub async fn step_up(db: &mut Write, session: &Session) -> Result<bool> {
+/// Stores what the person has shown since, and the refresh token that is live then, unless the session
+/// has changed, been refreshed or ended meanwhile.
+pub async fn step_up(db: &mut Write, session: &Session, from: u32) -> Result<bool> {
     let sql = sql!(
-        "UPDATE sessions SET acr = $3, amr = $4, auth_time = $5, revision = $6
-         WHERE user_id = $1 AND id = $2 AND revision = $6 - 1 AND end_time IS NULL"
+        "UPDATE sessions SET acr = $3, amr = $4, auth_time = $5, revision = $6, generation = $7,
+            rotate_time = $5, last_used_time = $5, idle_expire_time = $8
+         WHERE user_id = $1 AND id = $2 AND revision = $6 - 1 AND generation = $9
+            AND end_time IS NULL"
     )
     .bind(session.user)
     .bind(session.id)
     .bind(session.shown.acr.name())
     .bind_json(&session.shown.amr)
     .bind(session.auth_time)
-    .bind(session.revision);
+    .bind(session.revision)
+    .bind(i64::from(session.family.generation))
+    .bind(session.idle_expire_time)
+    .bind(i64::from(from));
     Ok(db.execute(sql).await? == 1)
 }
 

@@ -306,7 +306,7 @@ pub async fn due_to_reseal(
 }
 
 /// Active accounts whose owner was deleted before `before`, or had expired by then.
-pub async fn due_for_orphaning(
+pub async fn due_to_suspend(
     db: &mut Read,
     before: Timestamp,
     limit: i64,

@@ -179,7 +179,7 @@ async fn first_credential(operator: &Actor, account: &str) -> String {
     response.into_inner().credentials[0].name.clone()
 }
 
-fn set(message: &mut DynamicMessage, path: &str, name: &str) {
+pub fn set(message: &mut DynamicMessage, path: &str, name: &str) {
     match path.split_once('.') {
         None => message.set_field_by_name(path, Value::String(name.to_owned())),
         Some((outer, inner)) => {
@@ -232,7 +232,7 @@ fn templates(rpc: &MethodDescriptor) -> Vec<String> {
 }
 
 /// What the paths of an RPC name: `users/*`, or nothing.
-fn paths(rpc: &MethodDescriptor) -> Vec<String> {
+pub fn paths(rpc: &MethodDescriptor) -> Vec<String> {
     let named = |template: &String| match template.split_once('=') {
         Some((_, rest)) => rest.split('}').next().unwrap_or_default().to_owned(),
         None => String::new(),
@@ -241,7 +241,7 @@ fn paths(rpc: &MethodDescriptor) -> Vec<String> {
 }
 
 /// The request field that the paths of an RPC bind.
-fn bound_field(rpc: &MethodDescriptor) -> String {
+pub fn bound_field(rpc: &MethodDescriptor) -> String {
     let template = templates(rpc).remove(0);
     let variable = template.split_once('{').expect("a variable").1;
     variable.split('=').next().unwrap_or_default().to_owned()

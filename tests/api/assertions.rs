@@ -237,6 +237,8 @@ on_both_engines! {
             ("no point of the curve", changed("x", json!(b64(&[1; 32])))),
             ("another algorithm", changed("alg", json!("RS256"))),
             ("for encryption", changed("use", json!("enc"))),
+            ("for signing only", changed("key_ops", json!(["sign"]))),
+            ("a name that is no text", changed("kid", json!(7))),
             ("too long", changed("kid", json!("x".repeat(5_000)))),
             ("a long name", changed("kid", json!("x".repeat(201)))),
         ] {

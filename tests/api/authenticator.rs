@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use accountd::domain::secret::sha256;
 use aws_lc_rs::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
+    signature::{self, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
 };
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use serde_cbor_2::Value as Cbor;
 use serde_json::{Value, json};
 use totp_rs::{Algorithm, Builder};
@@ -58,6 +62,8 @@ pub struct SecurityKey {
     key: EcdsaKeyPair,
     id: Vec<u8>,
     user_handle: Option<String>,
+    /// Whoever made it and says so.
+    pub maker: Option<Maker>,
     pub counter: u32,
     /// Whether it counts its signatures; what is synchronised between devices does not.
     pub counts: bool,
@@ -79,6 +85,7 @@ impl SecurityKey {
             key: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("a key"),
             id: vec![id; 32],
             user_handle: None,
+            maker: None,
             counter: 0,
             counts: true,
             verifies: true,
@@ -92,7 +99,7 @@ impl SecurityKey {
         let options: Value = serde_json::from_str(options).expect("JSON");
         self.user_handle = options["user"]["id"].as_str().map(str::to_owned);
         let client_data = self.client_data("webauthn.create", &options);
-        let public = self.key.public_key().as_ref();
+        let public = signature::KeyPair::public_key(&self.key).as_ref();
         let bytes = |part: &[u8]| Cbor::Bytes(part.to_vec());
         let cose = BTreeMap::from([
             (Cbor::Integer(1), Cbor::Integer(2)),
@@ -111,9 +118,24 @@ impl SecurityKey {
         ]
         .concat();
         let text = |text: &str| Cbor::Text(text.to_owned());
+        let (format, statement) = match &self.maker {
+            None => ("none", BTreeMap::new()),
+            Some(maker) => {
+                let signed = [&data[..], &sha256(client_data.as_bytes())].concat();
+                let statement = BTreeMap::from([
+                    (text("alg"), Cbor::Integer(-7)),
+                    (text("sig"), Cbor::Bytes(sign(&maker.key, &signed))),
+                    (
+                        text("x5c"),
+                        Cbor::Array(vec![Cbor::Bytes(maker.certificate.clone())]),
+                    ),
+                ]);
+                ("packed", statement)
+            }
+        };
         let object = BTreeMap::from([
-            (text("fmt"), text("none")),
-            (text("attStmt"), Cbor::Map(BTreeMap::new())),
+            (text("fmt"), text(format)),
+            (text("attStmt"), Cbor::Map(statement)),
             (text("authData"), Cbor::Bytes(data)),
         ]);
         let object = serde_cbor_2::to_vec(&Cbor::Map(object)).expect("CBOR");
@@ -130,14 +152,10 @@ impl SecurityKey {
         let client_data = self.client_data("webauthn.get", &options);
         let data = self.head(0);
         let signed = [&data[..], &sha256(client_data.as_bytes())].concat();
-        let signature = self
-            .key
-            .sign(&SystemRandom::new(), &signed)
-            .expect("a signature");
         self.response(&json!({
             "clientDataJSON": BASE64URL_NOPAD.encode(client_data.as_bytes()),
             "authenticatorData": BASE64URL_NOPAD.encode(&data),
-            "signature": BASE64URL_NOPAD.encode(signature.as_ref()),
+            "signature": BASE64URL_NOPAD.encode(&sign(&self.key, &signed)),
             "userHandle": self.user_handle,
         }))
     }
@@ -167,4 +185,56 @@ impl SecurityKey {
         })
         .to_string()
     }
+}
+
+fn sign(key: &EcdsaKeyPair, message: &[u8]) -> Vec<u8> {
+    let signature = key.sign(&SystemRandom::new(), message);
+    signature.expect("a signature").as_ref().to_vec()
+}
+
+/// A maker of security keys, who certifies a batch of them (WebAuthn Level 3 section 8.2).
+pub struct Maker {
+    /// The root, as operators get it.
+    pub root: String,
+    certificate: Vec<u8>,
+    key: EcdsaKeyPair,
+}
+
+impl Maker {
+    pub fn new(name: &str) -> Self {
+        let (root_key, leaf_key) = (new_key(), new_key());
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        root.distinguished_name.push(DnType::CommonName, name);
+        let certified = root.self_signed(&root_key).expect("a root");
+        let mut leaf = CertificateParams::default();
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        for (kind, value) in [
+            (DnType::CountryName, "DE"),
+            (DnType::OrganizationName, "Maker"),
+            (DnType::OrganizationalUnitName, "Authenticator Attestation"),
+            (DnType::CommonName, "Batch 1"),
+        ] {
+            leaf.distinguished_name.push(kind, value);
+        }
+        // Which model it is, in an OCTET STRING.
+        let model = [&[4, 16][..], &AAGUID].concat();
+        let model_oid = [1, 3, 6, 1, 4, 1, 45724, 1, 1, 4];
+        leaf.custom_extensions
+            .push(CustomExtension::from_oid_content(&model_oid, model));
+        let issuer = Issuer::new(root, root_key);
+        let certificate = leaf.signed_by(&leaf_key, &issuer).expect("a leaf");
+        let key = leaf_key.serialize_der();
+        Self {
+            root: certified.pem(),
+            certificate: certificate.der().to_vec(),
+            key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &key).expect("a key"),
+        }
+    }
+}
+
+fn new_key() -> KeyPair {
+    KeyPair::generate().expect("a key")
 }

@@ -110,7 +110,10 @@ on_both_engines! {
         let boss = server.user("boss").await;
         server.grant(&boss.name, "roles/operator").await;
         let unseal = pb::UnsealSystemAccountRequest { name: glass.clone(), reason: "fire".to_owned(), ..Default::default() };
-        accounts.unseal_system_account(unseal.clone()).await.expect("asked");
+        let captain = server.user("captain").await;
+        server.grant(&captain.name, "roles/operator").await;
+        let captain = server.sign_in("captain").await;
+        captain.actor.system_accounts().unseal_system_account(unseal.clone()).await.expect("asked");
         server.sign_in("boss").await.actor.system_accounts().unseal_system_account(unseal).await.expect("agreed");
         accounts.seal_system_account(pb::SealSystemAccountRequest { name: glass, ..Default::default() }).await.expect("sealed");
         let grant = server.grant(&name, "roles/auditor").await;

@@ -1,7 +1,11 @@
 //! Second factors of people, the challenges that ask for them, and what a session is worth by them.
 
 use accountd::{
-    domain::{error::Reason, token::Claims},
+    domain::{
+        access,
+        error::Reason,
+        token::{AccountClaims, Claims},
+    },
     grpc::pb,
     jobs,
 };
@@ -19,7 +23,7 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    authenticator::{AAGUID, App, SecurityKey},
+    authenticator::{AAGUID, App, Maker, SecurityKey},
     harness::{
         Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, fields_of, on_both_engines,
         password, reason_of,
@@ -45,9 +49,7 @@ on_both_engines! {
         assert_refused(refused, Reason::InsufficientUserAuthentication);
         let anonymous = server.anonymous().await;
         let refreshed = anonymous.refresh(&alice.tokens.refresh_token).await.expect("live");
-        assert_eq!(acr(&refreshed), ("aal2".to_owned(), "pwd otp mfa".to_owned()));
-        let alice = server.with_token(&refreshed.access_token).await;
-        assert_refused(confirm(&alice, &credential.name, &code).await, Reason::WrongState);
+        assert_eq!(acr(&refreshed).0, "aal1", "whoever else has its refresh token has shown nothing");
 
         let asked = challenge(password_only(&server, "alice").await);
         assert_eq!(asked.methods, [i32::from(ChallengeMethod::Totp)]);
@@ -63,6 +65,8 @@ on_both_engines! {
         assert_refused(over, Reason::ChallengeEnded);
         let session = session(&signed_in.actor, &signed_in.tokens.session).await;
         assert_eq!((&*session.acr, session.amr.join(" ")), ("aal2", "pwd otp mfa".to_owned()));
+        let twice = confirm(&signed_in.actor, &credential.name, "000000").await;
+        assert_refused(twice, Reason::WrongState);
 
         server.advance_s(86_401);
         let refreshed = anonymous.refresh(&signed_in.tokens.refresh_token).await.expect("refreshed");
@@ -103,6 +107,48 @@ on_both_engines! {
             create(&alice.actor, totp(0, 0)).await.expect("made");
         }
         assert_refused(create(&alice.actor, totp(0, 0)).await, Reason::LimitReached);
+    }
+
+    async fn a_confirmation_can_be_retried_and_tried_out(engine: Engine) {
+        let server = engine.server_with(|config| config.sign_in.require_frontend = true).await;
+        let anonymous = server.anonymous().await;
+        assert_refused(passkey_challenge(&anonymous, "").await, Reason::TokenMissing);
+        let frontend = server.frontend().await;
+        let request = pb::CreateChallengeRequest {
+            method: ChallengeMethod::Passkey.into(),
+            request_id: "018f0000-0000-7000-8000-000000000003".to_owned(),
+            ..Default::default()
+        };
+        let dry = pb::CreateChallengeRequest { validate_only: true, request_id: String::new(), ..request.clone() };
+        let dry = frontend.sessions().create_challenge(dry).await.expect("valid").into_inner();
+        assert_eq!((&*dry.name, dry.methods.len()), ("", 1));
+        let first = frontend.sessions().create_challenge(request.clone()).await.expect("opened").into_inner();
+        let retry = frontend.sessions().create_challenge(request).await.expect("a retry").into_inner();
+        assert!(first.name.starts_with("challenges/adch_") && retry.name.is_empty());
+        assert_eq!(retry.expire_time, first.expire_time);
+
+        server.user("alice").await;
+        let alice = frontend.sign_in("alice", &password("alice")).await.expect("right");
+        let alice = SignedIn::new(&frontend, alice);
+        let made = create(&alice.actor, totp(0, 0)).await.expect("made");
+        let credential = made.credential.clone().expect("set");
+        let code = scan(made.enrolment).code(server.now().seconds());
+        let request = pb::ConfirmCredentialRequest {
+            name: credential.name.clone(),
+            proof: Some(Proof::TotpCode(code)),
+            request_id: "018f0000-0000-7000-8000-000000000004".to_owned(),
+            ..Default::default()
+        };
+        let mut credentials = alice.actor.credentials();
+        let dry = pb::ConfirmCredentialRequest { validate_only: true, request_id: String::new(), ..request.clone() };
+        credentials.confirm_credential(dry).await.expect("right");
+        assert_eq!(get(&alice.actor, &credential.name).await.state(), State::Pending);
+        let stale = pb::ConfirmCredentialRequest { etag: "x".to_owned(), request_id: String::new(), ..request.clone() };
+        assert_refused(credentials.confirm_credential(stale).await, Reason::EtagMismatch);
+        let none = pb::ConfirmCredentialRequest { proof: None, request_id: String::new(), ..request.clone() };
+        assert_eq!(fields_of(credentials.confirm_credential(none).await), ["totp_code"]);
+        let first = credentials.confirm_credential(request).await.expect("right").into_inner();
+        assert_eq!(first.state(), State::Active);
     }
 
     async fn nobody_makes_factors_for_somebody_else(engine: Engine) {
@@ -292,6 +338,77 @@ on_both_engines! {
         assert_eq!(hers.count(), looked_at);
     }
 
+    async fn a_right_password_forgives_no_wrong_second_factor(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        // Somebody who knows the password was here before there was a second factor.
+        let stolen = server.sign_in("alice").await.device_token;
+        enrol(&server, &alice).await;
+        let anonymous = server.anonymous().await;
+        let (mut looked_at, mut throttled) = (0, 0);
+        for guess in 0..60 {
+            let request = pb::CreateSessionRequest {
+                device: Some(pb::Device { token: stolen.clone(), ..Default::default() }),
+                ..sign_in_request("alice")
+            };
+            let half = anonymous.sessions().create_session(request).await.expect("right").into_inner();
+            let wrong = Answer::TotpCode(format!("{:06}", 123_000 + guess));
+            match answer(&anonymous, &challenge(half), wrong).await.reason().as_str() {
+                "INVALID_CODE" => looked_at += 1,
+                "THROTTLED" => throttled += 1,
+                other => panic!("{other}"),
+            }
+        }
+        // Five on the device and five as a stranger.
+        assert_eq!((looked_at, throttled), (10, 50));
+    }
+
+    async fn who_has_the_old_refresh_token_is_not_raised_along(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let old = server.sign_in("alice").await;
+        let (app, _) = enrol(&server, &alice).await;
+        server.advance_s(30);
+        let asked = step_up(&old.actor).await.expect("asked");
+        let code = Answer::TotpCode(app.code(server.now().seconds()));
+        answer(&old.actor, &asked, code).await.expect("raised");
+        // At once, when a refresh would still be answered again.
+        let copied = server.anonymous().await.refresh(&old.tokens.refresh_token).await;
+        assert_refused(copied, Reason::InvalidRefreshToken);
+        assert_eq!(server.events("session.refresh_token_reused").await.len(), 1);
+    }
+
+    async fn every_rpc_that_gives_power_demands_both_factors(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        server.grant(alice.name(), "roles/operator").await;
+        let alice = server.sign_in("alice").await;
+        enrol(&server, &alice).await;
+        let (mut refused, mut expected) = (Vec::new(), Vec::new());
+        for rpc in crate::access::rpcs() {
+            let path = format!("/{}/{}", rpc.parent_service().full_name(), rpc.name());
+            let policy = access::policy(&path).expect("every RPC has one");
+            if policy.demand.is_some() {
+                expected.push(path.clone());
+            }
+            let mut message = prost_reflect::DynamicMessage::new(rpc.input());
+            if rpc.input().get_field_by_name("validate_only").is_some() {
+                message.set_field_by_name("validate_only", prost_reflect::Value::Bool(true));
+            }
+            if let Some(path) = crate::access::paths(&rpc).first().filter(|path| !path.is_empty()) {
+                let own = alice.name().trim_start_matches("users/");
+                let name = path.replacen('*', own, 1).replace('*', own);
+                crate::access::set(&mut message, &crate::access::bound_field(&rpc), &name);
+            }
+            let outcome = crate::access::call(&alice.actor, &rpc, &message).await.outcome();
+            if outcome.ends_with("INSUFFICIENT_USER_AUTHENTICATION") {
+                refused.push(path);
+            }
+        }
+        assert_eq!(refused, expected);
+        assert!(expected.len() >= 15, "{expected:?}");
+    }
+
     async fn a_session_is_raised_by_a_second_factor(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;
@@ -367,7 +484,7 @@ on_both_engines! {
 
         let asked = challenge(password_only(&server, "alice").await);
         operator.suspend_user(alice.name()).await.expect("suspended");
-        assert_refused(answer(&anonymous, &asked, code()).await, Reason::InvalidCode);
+        assert_refused(answer(&anonymous, &asked, code()).await, Reason::ChallengeEnded);
         let request = pb::ResumeUserRequest { name: alice.name().to_owned(), ..Default::default() };
         operator.users().resume_user(request).await.expect("resumed");
 
@@ -388,7 +505,9 @@ on_both_engines! {
         let (app, _) = enrol(&server, &alice).await;
         server.advance_s(30);
         let anonymous = server.anonymous().await;
-        let asked = challenge(password_only(&server, "alice").await);
+        let request = pb::CreateSessionRequest { audience: "shop".to_owned(), ..sign_in_request("alice") };
+        let asked = anonymous.sessions().create_session(request).await.expect("right").into_inner();
+        let asked = challenge(asked);
         let code = Answer::TotpCode(app.code(server.now().seconds()));
         let dry = pb::AnswerChallengeRequest { validate_only: true, ..answer_request(&asked, code.clone()) };
         let dry = anonymous.sessions().answer_challenge(dry).await.expect("right").into_inner();
@@ -407,6 +526,7 @@ on_both_engines! {
         let retry = SignedIn::new(&anonymous, retry);
         assert_eq!(retry.tokens.session, first.tokens.session);
         assert_eq!(retry.tokens.refresh_token, first.tokens.refresh_token);
+        assert_eq!((audience(&first.tokens), audience(&retry.tokens)), ("shop".to_owned(), "shop".to_owned()));
         anonymous.refresh(&first.tokens.refresh_token).await.expect("live");
         assert_refused(sessions.answer_challenge(request).await, Reason::WrongState);
     }
@@ -618,6 +738,35 @@ on_both_engines! {
         assert_eq!(related, serde_json::json!({ "origins": ["https://login.example", "https://shop.test"] }));
     }
 
+    async fn only_authenticators_of_known_makers_where_that_is_required(engine: Engine) {
+        for (models, accepts) in [(vec![], true), (vec![uuid::Uuid::from_bytes(AAGUID)], true), (vec![uuid::Uuid::from_u128(1)], false)] {
+            let (maker, folder) = (Maker::new("A"), tempfile::TempDir::new().expect("a folder"));
+            let roots = folder.path().join("roots.pem");
+            std::fs::write(&roots, format!("{}{}", Maker::new("B").root, maker.root)).expect("written");
+            let server = engine.server_with(|config| {
+                "required".clone_into(&mut config.passkeys.attestation);
+                config.passkeys.attestation_roots_file = Some(roots);
+                config.passkeys.attestation_models = models.iter().map(ToString::to_string).collect();
+            }).await;
+            let alice = server.signed_in("alice").await;
+            let plain = enrol_passkey(&alice.actor, &mut SecurityKey::new(1)).await;
+            assert_refused(plain, Reason::InvalidCode);
+            let mut foreign = SecurityKey::new(2);
+            foreign.maker = Some(Maker::new("A"));
+            assert_refused(enrol_passkey(&alice.actor, &mut foreign).await, Reason::InvalidCode);
+            let mut key = SecurityKey::new(3);
+            key.maker = Some(maker);
+            let enrolled = enrol_passkey(&alice.actor, &mut key).await;
+            assert_eq!(enrolled.is_ok(), accepts, "{models:?}: {enrolled:?}");
+            if accepts {
+                let anonymous = server.anonymous().await;
+                let asked = passkey_challenge(&anonymous, "").await.expect("opened");
+                let signed = Answer::PasskeyResponseJson(key.sign(&asked.passkey_options_json));
+                answer(&anonymous, &asked, signed).await.expect("right");
+            }
+        }
+    }
+
     async fn where_there_is_no_domain_there_are_no_passkeys(engine: Engine) {
         let server = engine.server_with(|config| config.public_url = Some("http://127.0.0.1:8080".to_owned())).await;
         let alice = server.signed_in("alice").await;
@@ -767,7 +916,7 @@ pub async fn answer(
 }
 
 /// Signs in with password and generator, so many seconds later.
-async fn enter(server: &Server, username: &str, app: &App, later_s: i64) -> SignedIn {
+pub async fn enter(server: &Server, username: &str, app: &App, later_s: i64) -> SignedIn {
     server.advance_s(later_s);
     let anonymous = server.anonymous().await;
     let asked = challenge(password_only(server, username).await);
@@ -809,17 +958,20 @@ pub fn code_request(identifier: &str, method: ChallengeMethod) -> pb::CreateChal
     }
 }
 
+fn audience(tokens: &pb::TokenSet) -> String {
+    claims(tokens).aud
+}
+
 /// The `acr` and `amr` of an access token.
 fn acr(tokens: &pb::TokenSet) -> (String, String) {
-    let payload = tokens.access_token.split('.').nth(1).expect("a JWT");
-    let payload = BASE64URL_NOPAD
-        .decode(payload.as_bytes())
-        .expect("base64url");
-    let claims: Claims = serde_json::from_slice(&payload).expect("claims");
-    match claims.account {
-        accountd::domain::token::AccountClaims::User { acr, amr, .. } => {
-            (acr.name().to_owned(), amr.join(" "))
-        }
-        accountd::domain::token::AccountClaims::SystemAccount { .. } => panic!("not a person"),
+    match claims(tokens).account {
+        AccountClaims::User { acr, amr, .. } => (acr.name().to_owned(), amr.join(" ")),
+        AccountClaims::SystemAccount { .. } => panic!("not a person"),
     }
+}
+
+fn claims(tokens: &pb::TokenSet) -> Claims {
+    let payload = tokens.access_token.split('.').nth(1).expect("a JWT");
+    let payload = BASE64URL_NOPAD.decode(payload.as_bytes());
+    serde_json::from_slice(&payload.expect("base64url")).expect("claims")
 }

@@ -312,11 +312,10 @@ impl Stage {
             .list_credentials(request)
             .await?;
         if has.into_inner().credentials.len() == 1 {
-            let (_, _) = factors::enrol(server, &self.alice).await;
-            let tokens = anonymous.refresh(&self.alice.tokens.refresh_token).await?;
-            let alice = server.with_token(&tokens.access_token).await;
+            let (app, _) = factors::enrol(server, &self.alice).await;
+            let alice = factors::enter(server, "alice", &app, 30).await;
             let codes = pb::credential::RecoveryCodes::default();
-            factors::create(&alice, Detail::RecoveryCodes(codes)).await?;
+            factors::create(&alice.actor, Detail::RecoveryCodes(codes)).await?;
         }
         let response = anonymous.sign_in("alice", &password("alice")).await?;
         Ok(factors::challenge(response))
@@ -351,11 +350,7 @@ impl Ways {
         let mut key = SecurityKey::new(1);
         let name = alice.name().to_owned();
         let (app, _) = factors::enrol(server, &alice).await;
-        let tokens = anonymous
-            .refresh(&alice.tokens.refresh_token)
-            .await
-            .expect("live");
-        let raised = server.with_token(&tokens.access_token).await;
+        let raised = factors::enter(server, "alice", &app, 30).await.actor;
         factors::enrol_passkey(&raised, &mut key)
             .await
             .expect("enrolled");

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::{
     assertions::Program,
-    harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines, password},
+    harness::{Actor, Engine, Server, SignedIn, assert_refused, fields_of, on_both_engines},
 };
 
 on_both_engines! {
@@ -257,23 +257,29 @@ on_both_engines! {
         let issue = async |jti: &str| program.issue(&anonymous, &program.claims(&server, jti)).await;
         assert_refused(issue("1").await, Reason::InvalidCredentials);
 
-        let asked = unseal(&operator, &name, "the building is on fire").await.expect("asked");
+        assert_refused(unseal(&operator, &name, "I am a program").await, Reason::WrongState);
+        let captain = boss(&server, "captain").await;
+        let request = pb::UnsealSystemAccountRequest {
+            name: name.clone(),
+            reason: "the building is on fire".to_owned(),
+            request_id: "018f0000-0000-7000-8000-000000000005".to_owned(),
+            ..Default::default()
+        };
+        let mut accounts = captain.actor.system_accounts();
+        let dry = pb::UnsealSystemAccountRequest { validate_only: true, request_id: String::new(), ..request.clone() };
+        accounts.unseal_system_account(dry).await.expect("valid");
+        let asked = accounts.unseal_system_account(request.clone()).await.expect("asked").into_inner();
+        let retry = accounts.unseal_system_account(request).await.expect("a retry").into_inner();
+        assert_eq!(retry, asked);
         let seal = asked.seal.expect("it has one");
-        assert_eq!((seal.sealed, &*seal.requested_by), (true, &*server.operator_name()));
+        assert_eq!((seal.sealed, &*seal.requested_by), (true, captain.name()));
         assert_refused(issue("2").await, Reason::InvalidCredentials);
-        assert_refused(unseal(&operator, &name, "again").await, Reason::WrongState);
-        // The owner of that operator is the same person.
-        server.grant(server.owner(), "roles/operator").await;
-        let rename = pb::User { name: server.owner().to_owned(), username: "owner".to_owned(), ..Default::default() };
-        operator.users().update_user(pb::UpdateUserRequest { user: Some(rename), ..Default::default() }).await.expect("named");
-        let code = crate::credentials::reset_code(&operator, server.owner()).await.expect("a code");
-        crate::credentials::redeem(&anonymous, &code, &password("owner")).await.expect("set");
-        let owner = server.sign_in("owner").await;
-        assert_refused(unseal(&owner.actor, &name, "it is me").await, Reason::WrongState);
-        let boss = server.user("boss").await;
-        server.grant(&boss.name, "roles/operator").await;
-        let boss = server.sign_in("boss").await;
+        assert_refused(unseal(&captain.actor, &name, "again").await, Reason::WrongState);
+        let boss = boss(&server, "boss").await;
         assert_eq!(fields_of(unseal(&boss.actor, &name, "").await), ["reason"]);
+        let stale = pb::UnsealSystemAccountRequest { name: name.clone(), reason: "fire".to_owned(), etag: "x".to_owned(), ..Default::default() };
+        let stale = boss.actor.system_accounts().unseal_system_account(stale).await;
+        assert_refused(stale, Reason::EtagMismatch);
         let open = unseal(&boss.actor, &name, "it really is").await.expect("agreed");
         let seal = open.seal.expect("it has one");
         let until = seal.unsealed_until_time.expect("not for ever").seconds;
@@ -302,20 +308,22 @@ on_both_engines! {
 
     async fn an_account_for_emergencies_is_sealed_at_once(engine: Engine) {
         let server = engine.server().await;
-        let operator = server.operator().await;
         let anonymous = server.anonymous().await;
         let program = Program::new(&server, Algorithm::ES256, Kind::BreakGlass).await;
         let name = program.account.name.clone();
-        let boss = server.user("boss").await;
-        server.grant(&boss.name, "roles/operator").await;
-        let boss = server.sign_in("boss").await;
-        unseal(&boss.actor, &name, "fire").await.expect("asked");
-        // A request does not wait for ever.
+        let captain = boss(&server, "captain").await;
+        boss(&server, "mate").await;
+        unseal(&captain.actor, &name, "fire").await.expect("asked");
+        // A request does not wait for ever, nor for somebody who may not ask any more.
         server.advance_s(3600);
-        let operator_now = server.operator().await;
-        let late = unseal(&operator_now, &name, "fire").await.expect("asked anew");
+        let mate = server.sign_in("mate").await;
+        let late = unseal(&mate.actor, &name, "fire").await.expect("asked anew");
         assert!(late.seal.expect("it has one").sealed);
-        let boss = server.sign_in("boss").await;
+        server.operator().await.suspend_user(mate.name()).await.expect("suspended");
+        let captain = server.sign_in("captain").await;
+        let anew = unseal(&captain.actor, &name, "fire").await.expect("asked anew");
+        assert!(anew.seal.expect("it has one").sealed);
+        let boss = boss(&server, "boss").await;
         unseal(&boss.actor, &name, "fire").await.expect("agreed");
         let tokens = program.issue(&anonymous, &program.claims(&server, "1")).await.expect("open");
         let rescuer = server.with_token(&tokens.access_token).await;
@@ -326,11 +334,18 @@ on_both_engines! {
         let refused = program.issue(&anonymous, &program.claims(&server, "2")).await;
         assert_refused(refused, Reason::InvalidCredentials);
         boss.actor.system_accounts().seal_system_account(request).await.expect("sealed already");
+        // A suspension closes it as well.
+        let (captain, boss) = (server.sign_in("captain").await, server.sign_in("boss").await);
+        unseal(&captain.actor, &program.account.name, "fire").await.expect("asked");
+        unseal(&boss.actor, &program.account.name, "fire").await.expect("agreed");
+        let operator = server.operator().await;
+        suspend(&operator, &program.account.name).await.expect("suspended");
+        let resumed = resume(&operator, &program.account.name).await.expect("resumed");
+        assert!(resumed.seal.expect("it has one").sealed);
         // Only accounts for emergencies have a seal.
-        let service = create(&operator_now, service(server.owner())).await.expect("created");
+        let service = create(&operator, service(server.owner())).await.expect("created");
         assert_eq!(service.seal, None);
-        assert_refused(unseal(&operator_now, &service.name, "fire").await, Reason::WrongState);
-        drop(operator);
+        assert_refused(unseal(&boss.actor, &service.name, "fire").await, Reason::WrongState);
     }
 
     async fn nobody_keeps_a_program_for_which_nobody_answers(engine: Engine) {
@@ -467,4 +482,11 @@ async fn resume(by: &Actor, name: &str) -> Result<pb::SystemAccount, Status> {
     };
     let resumed = by.system_accounts().resume_system_account(request).await?;
     Ok(resumed.into_inner())
+}
+
+/// A person who may do everything, signed in.
+async fn boss(server: &Server, username: &str) -> SignedIn {
+    let user = server.user(username).await;
+    server.grant(&user.name, "roles/operator").await;
+    server.sign_in(username).await
 }

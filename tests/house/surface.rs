@@ -238,6 +238,20 @@ fn every_rpc_says_who_may_call_it_and_names_only_errors_that_exist() {
             "{}: {comment}",
             rpc.full_name()
         );
+        let path = format!("/{}/{}", rpc.parent_service().full_name(), rpc.name());
+        let policy = access::policy(&path).expect("every RPC has one");
+        assert_eq!(
+            policy.demand.is_some(),
+            comment.contains("INSUFFICIENT_USER_AUTHENTICATION"),
+            "{path}: what it demands of a person"
+        );
+        let path = format!("/{}/{}", rpc.parent_service().full_name(), rpc.name());
+        let policy = access::policy(&path).expect("every RPC has one");
+        assert_eq!(
+            policy.demand.is_some(),
+            comment.contains("INSUFFICIENT_USER_AUTHENTICATION"),
+            "{path}: what it demands of a person"
+        );
         for word in comment.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
             let is_constant = word.contains('_') && word.len() > 3;
             assert!(

@@ -139,7 +139,7 @@ impl Answered {
 }
 
 /// Checks a code of a generator that a person is enrolling; the step of time it is of.
-pub(in crate::grpc) async fn of_generator(
+pub(in crate::grpc) async fn confirm_totp(
     call: &Call,
     user: UserId,
     session: SessionId,
@@ -149,7 +149,7 @@ pub(in crate::grpc) async fn of_generator(
     let payer = Payer {
         subject: Subject::SecondFactor(user.into()),
         rule: call.app().config.second_factor_throttle(),
-        device: Some(session.0),
+        device: Some(Subject::SecondFactorDevice(session.0)),
         address: call.address,
     };
     let ways = payer.ways(call);
@@ -190,7 +190,11 @@ async fn wrong(call: &Call, event: Event) -> Result<Error> {
 }
 
 /// A stored generator of one-time codes.
-pub(in crate::grpc) fn generator(call: &Call, user: UserId, stored: &Stored) -> Option<Generator> {
+pub(in crate::grpc) fn open_generator(
+    call: &Call,
+    user: UserId,
+    stored: &Stored,
+) -> Option<Generator> {
     let Some(Parameters::Totp(parameters)) = &stored.parameters else {
         return None;
     };
@@ -218,11 +222,11 @@ async fn find(call: &Call, name: &str) -> Result<Option<(Digest, Challenge)>> {
     let digest = secret.digest();
     let found = challenges::find(&mut call.db().read().await?, &digest, call.now).await?;
     let is_for_caller = |challenge: &Challenge| {
-        let session = match challenge.question.purpose {
-            Purpose::StepUp(session) => Some(session),
-            Purpose::SignIn(_) => None,
+        let is_its_session = match challenge.question.purpose {
+            Purpose::StepUp(session) => call.caller.session() == Some(session),
+            Purpose::SignIn(_) => true,
         };
-        challenge.opener == call.caller.uuid() && session == call.caller.session()
+        is_its_session && challenge.opener == call.caller.uuid()
     };
     Ok(found
         .filter(is_for_caller)
@@ -287,7 +291,8 @@ async fn check(
     let of_kind = |kind: Kind| stored.iter().filter(move |stored| stored.kind == kind);
     Ok(match answer {
         Answer::TotpCode(code) => of_kind(Kind::Totp).find_map(|stored| {
-            let step = generator(call, user, stored)?.check(code, call.now, stored.used_step)?;
+            let step =
+                open_generator(call, user, stored)?.check(code, call.now, stored.used_step)?;
             Some((Some(stored.id), Spent::Step(stored.id, step)))
         }),
         Answer::RecoveryCode(typed) => match RecoveryCode::parse(typed) {
@@ -303,11 +308,7 @@ async fn check(
             let ours = call.app().passkeys.as_deref();
             let ceremony = challenge.question.ceremony.as_deref();
             ours.zip(ceremony).and_then(|(ours, ceremony)| {
-                let passkeys: Vec<(&Stored, Passkey)> = of_kind(Kind::Passkey)
-                    .filter_map(|stored| {
-                        Some((stored, serde_json::from_slice(&stored.material).ok()?))
-                    })
-                    .collect();
+                let passkeys = factors::passkeys(stored);
                 let keys: Vec<Passkey> = passkeys.iter().map(|(_, key)| key.clone()).collect();
                 let new = ours.check(ceremony, response, &keys)?;
                 let (old, _) = passkeys.into_iter().find(|(_, key)| key.id() == new.id())?;

@@ -2,8 +2,6 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use uuid::Uuid;
-
 use crate::{
     domain::{
         error::{Error, Reason, Result},
@@ -30,7 +28,7 @@ pub(super) struct Payer {
     /// How failures of the subject, and of the device, are counted.
     pub(super) rule: Rule,
     /// A device or a session that shows that it is not a stranger's.
-    pub(super) device: Option<Uuid>,
+    pub(super) device: Option<Subject>,
     /// Where it comes from, as far as that may be counted.
     pub(super) address: Option<IpAddr>,
 }
@@ -41,9 +39,7 @@ impl Payer {
     /// subject and the network.
     pub(super) fn ways(self, call: &Call) -> Vec<Vec<Charge>> {
         let rule = self.rule;
-        let device = self
-            .device
-            .map(|device| vec![(Subject::Device(device), rule)]);
+        let device = self.device.map(|device| vec![(device, rule)]);
         let mut stranger = vec![(self.subject, rule)];
         stranger.extend(network_charge(call, self.address));
         device.into_iter().chain([stranger]).collect()

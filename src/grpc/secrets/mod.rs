@@ -9,12 +9,13 @@ mod answer;
 mod charge;
 mod password;
 
-pub(super) use answer::{Answered, answer, generator, new_passkey, of_generator, sealed_for};
+pub(super) use answer::{Answered, answer, confirm_totp, new_passkey, open_generator, sealed_for};
 pub(super) use password::{
-    Attempt, From, Proven, Whose, new_password, password, password_credential, seal_hash,
+    Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,
+    seal_hash,
 };
 
-use self::charge::{attempted, refuse};
+use self::charge::attempted;
 use super::call::Call;
 use crate::{
     domain::{
@@ -92,7 +93,7 @@ pub(super) async fn of_program(
                 }
                 None => event,
             };
-            Err(refuse(call, call.address, event, Reason::InvalidCredentials).await?)
+            Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
         }
     }
 }
@@ -143,7 +144,7 @@ async fn of_signer(
         }
     }
     let event = attempted(call, "token.refused", id.map(AccountId::System));
-    Err(refuse(call, call.address, event, Reason::InvalidCredentials).await?)
+    Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
 }
 
 /// The session that a refresh token belongs to, and the state of its user. Whether it is the live
@@ -156,7 +157,7 @@ pub(super) async fn refresh_token(
         Some(found) => Ok(found),
         None => {
             let event = attempted(call, "session.refresh_refused", None);
-            Err(refuse(call, call.address, event, Reason::InvalidRefreshToken).await?)
+            Err(charge::refuse(call, call.address, event, Reason::InvalidRefreshToken).await?)
         }
     }
 }
@@ -190,5 +191,5 @@ pub(super) async fn reset_code(call: &Call, text: &str) -> Result<(Digest, Passw
         }
     }
     let event = attempted(call, "credential.password_reset_refused", None);
-    Err(refuse(call, call.address, event, Reason::InvalidCode).await?)
+    Err(charge::refuse(call, call.address, event, Reason::InvalidCode).await?)
 }

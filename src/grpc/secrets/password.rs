@@ -32,7 +32,7 @@ use crate::{
 pub(in crate::grpc) struct Attempt<'a> {
     pub(in crate::grpc) whose: Whose<'a>,
     pub(in crate::grpc) password: Password,
-    pub(in crate::grpc) from: From<'a>,
+    pub(in crate::grpc) from: Origin<'a>,
     /// The person's address. None when a frontend does not say: its own is everybody's, so then
     /// attempts are counted by account alone.
     pub(in crate::grpc) address: Option<IpAddr>,
@@ -42,7 +42,7 @@ pub(in crate::grpc) struct Attempt<'a> {
 
 /// Where an attempt comes from, which can show that it is not a stranger's.
 #[derive(Clone, Copy)]
-pub(in crate::grpc) enum From<'a> {
+pub(in crate::grpc) enum Origin<'a> {
     /// The device token of an earlier sign-in; may be empty, and may be anybody's.
     Device(&'a str),
     /// A session of the person.
@@ -87,16 +87,13 @@ pub(in crate::grpc) async fn password(call: &Call, attempt: Attempt<'_>) -> Resu
     let device = account
         .zip(stored)
         .and_then(|(account, hash)| match attempt.from {
-            From::Device(token) => {
-                KnownDevice::parse(token, account, hash, &app.keys.device_tokens, now)
-                    .map(|device| device.id)
-            }
-            From::Session(session) => Some(session.0),
+            Origin::Device(token) => known_device(call, account, hash, token),
+            Origin::Session(session) => Some(session.0),
         });
     let payer = Payer {
         subject: subject(&attempt, account),
         rule: app.config.account_throttle(),
-        device,
+        device: device.map(Subject::Device),
         address: attempt.address,
     };
     let ways = payer.ways(call);
@@ -147,6 +144,17 @@ pub(in crate::grpc) async fn password(call: &Call, attempt: Attempt<'_>) -> Resu
         device,
         has_second_factor,
     })
+}
+
+/// The device that a token shows to be one of the account's.
+pub(in crate::grpc) fn known_device(
+    call: &Call,
+    account: AccountId,
+    password: &PasswordHash,
+    token: &str,
+) -> Option<Uuid> {
+    let key = &call.app().keys.device_tokens;
+    KnownDevice::parse(token, account, password, key, call.now).map(|device| device.id)
 }
 
 /// What the password is to be compared with; a hash of another system is decrypted for that.
