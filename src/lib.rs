@@ -31,8 +31,9 @@
 //!
 //! `tests/house` checks that `domain` imports nothing of ours, `store` only `domain` and `env`, and
 //! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store`
-//! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password` and `domain::foreign_hash`,
-//! jsonwebtoken in `domain::keyring` and `domain::client_assertion`, webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`.
+//! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password` and
+//! `domain::foreign_hash`, jsonwebtoken in `domain::keyring` and `domain::client_assertion`,
+//! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`.
 //!
 //! # How a request flows
 //!

@@ -696,6 +696,25 @@ mod tests {
     }
 
     #[test]
+    fn a_long_password_does_not_make_a_cheap_hash_dear() {
+        let verify = |text: &str, length: usize| {
+            let hash = ForeignHash::parse(text).expect("a hash");
+            hash.verify(&password(&"x".repeat(length)), &mut Memory::default())
+        };
+        assert!(verify(
+            "$5$saltsalt$tkkQKovHTk0xathHdSQcjAvdRnJs.gwPYYQDQs5f9VB",
+            128
+        ));
+        assert!(
+            !verify(
+                "$5$saltsalt$xgy.B7b8vLk64oaSlY4A3VO4DCwMd7llVLTrBk862lB",
+                129
+            ),
+            "right, and too long"
+        );
+    }
+
+    #[test]
     fn damaged_hashes_are_refused_or_match_nothing() {
         for (_, text) in vectors() {
             for cut in 0..text.trim_end_matches('=').len() {

@@ -392,6 +392,26 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_gives_back_what_a_dear_hash_has_taken() {
+        let cost = |memory_kib| Cost {
+            memory_kib,
+            iterations: 1,
+            parallelism: 1,
+        };
+        let mut memory = Memory::for_cost(cost(64)).expect("a cost");
+        let typed = Password::new("seven quiet herons".to_owned());
+        hash(&typed, [1; 16], cost(4096), b"", &mut memory).expect("hashes");
+        assert!(memory.blocks.capacity() >= 4096);
+        memory.settle();
+        assert!(
+            memory.blocks.capacity() < 128,
+            "{}",
+            memory.blocks.capacity()
+        );
+        hash(&typed, [1; 16], cost(64), b"", &mut memory).expect("hashes");
+    }
+
+    #[test]
     fn a_stored_hash_cannot_choose_what_it_costs() {
         let mut memory = Memory::default();
         let verify = |stored: &str, memory: &mut Memory| {

@@ -588,6 +588,43 @@ on_both_engines! {
         passkey_challenge(&anonymous, "").await.expect("the others are over");
     }
 
+    async fn a_person_has_so_many_open_challenges(engine: Engine) {
+        let server = engine.server_with(|config| config.throttle.account_free = 100).await;
+        let alice = server.signed_in("alice").await;
+        let (app, _) = enrol(&server, &alice).await;
+        server.advance_s(30);
+        let trusted = server.system_account(&["roles/login-frontend", "scopes/accountd:contacts.return_code"]).await;
+        let mail = || code_request("alice", ChallengeMethod::EmailCode);
+        for _ in 0..20 {
+            trusted.sessions().create_challenge(mail()).await.expect("opened");
+        }
+        assert_refused(trusted.sessions().create_challenge(mail()).await, Reason::Throttled);
+        // Who has shown the password is not kept out by that, and the newest of theirs stay.
+        let first = challenge(password_only(&server, "alice").await);
+        let mut last = first.clone();
+        for _ in 0..21 {
+            server.advance_s(1);
+            last = challenge(password_only(&server, "alice").await);
+        }
+        let anonymous = server.anonymous().await;
+        let code = || Answer::TotpCode(app.code(server.now().seconds()));
+        assert_refused(answer(&anonymous, &first, code()).await, Reason::ChallengeEnded);
+        answer(&anonymous, &last, code()).await.expect("right");
+    }
+
+    async fn who_signs_in_with_a_token_answers_with_it(engine: Engine) {
+        let server = engine.server().await;
+        let alice = server.signed_in("alice").await;
+        let (app, _) = enrol(&server, &alice).await;
+        server.advance_s(30);
+        let half = alice.actor.sign_in("alice", &password("alice")).await.expect("right");
+        let code = || Answer::TotpCode(app.code(server.now().seconds()));
+        let half = challenge(half);
+        let anonymous = server.anonymous().await;
+        assert_refused(answer(&anonymous, &half, code()).await, Reason::ChallengeEnded);
+        answer(&alice.actor, &half, code()).await.expect("right");
+    }
+
     async fn a_passkey_signs_in_by_itself(engine: Engine) {
         let server = engine.server().await;
         let alice = server.signed_in("alice").await;

@@ -383,6 +383,8 @@ on_both_engines! {
         server.advance_s(14 * 24 * 3600 + 60);
         jobs::sweep(&server.running.app).await.expect("swept");
         assert_refused(anonymous.issue(&account.uid, &secret).await, Reason::InvalidCredentials);
+        let operator = server.operator().await;
+        assert_refused(resume(&operator, &account.name).await, Reason::WrongState);
     }
 }
 
