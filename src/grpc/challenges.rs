@@ -221,7 +221,11 @@ async fn answer_first(call: &Call, name: &str, answer: &Answer) -> Result<pb::Si
     match &question.purpose {
         Purpose::StepUp(session) => step_up(call, &answered, *session, &wish).await,
         Purpose::SignIn(begun) => {
-            match begun.next(factor, answered.credential, answered.has_second_factor()) {
+            match begun.next(
+                factor,
+                answered.credential,
+                answered.owner.has_second_factor,
+            ) {
                 Next::Ask => {
                     let begun = begun.clone().after(factor, answered.credential);
                     ask(call, user, begun, wish, Proof::Answer(&answered)).await
@@ -357,7 +361,7 @@ pub(super) fn relying_party(call: &Call) -> Result<&RelyingParty> {
     })
 }
 
-/// Stores a challenge that somebody asked for, unless there are too many of the same origin.
+/// Stores a challenge that somebody asked for, unless too many are open from there or for the person.
 async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
     let Opening {
         challenge, secret, ..

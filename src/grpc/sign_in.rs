@@ -333,7 +333,7 @@ pub(super) async fn tokens(
 const OWN_CLIENT: &str = "accountd";
 
 /// What a sign-in would have given, without what signs anybody in.
-pub(super) fn dry(mut response: pb::SignInResponse) -> pb::SignInResponse {
+fn dry(mut response: pb::SignInResponse) -> pb::SignInResponse {
     response.device_token.clear();
     if let Some(pb::sign_in_response::Result::Tokens(tokens)) = &mut response.result {
         tokens.access_token.clear();

@@ -382,7 +382,14 @@ on_both_engines! {
             let request = pb::ImportPasswordRequest { password_hash: bad.to_owned(), ..import.clone() };
             assert_eq!(fields_of(operator.credentials().import_password(request).await), ["password_hash"]);
         }
-        operator.credentials().import_password(import).await.expect("imported");
+        let request_id = "018f0000-0000-7000-8000-000000000006".to_owned();
+        let dry = pb::ImportPasswordRequest { validate_only: true, ..import.clone() };
+        operator.credentials().import_password(dry).await.expect("valid");
+        assert_eq!(list(&operator, &import.name).await, []);
+        let import = pb::ImportPasswordRequest { request_id, ..import };
+        let first = operator.credentials().import_password(import.clone()).await.expect("imported");
+        let retry = operator.credentials().import_password(import).await.expect("a retry");
+        assert_eq!(retry.into_inner(), first.into_inner());
         anonymous.sign_in("bo", "drei süße Möwen").await.expect("that of the other system");
 
         let manager = server.system_account(&["roles/user-manager"]).await;

@@ -132,7 +132,8 @@ on_both_engines! {
         let alice = SignedIn::new(&frontend, alice);
         let made = create(&alice.actor, totp(0, 0)).await.expect("made");
         let credential = made.credential.clone().expect("set");
-        let code = scan(made.enrolment).code(server.now().seconds());
+        let app = scan(made.enrolment);
+        let code = app.code(server.now().seconds());
         let request = pb::ConfirmCredentialRequest {
             name: credential.name.clone(),
             proof: Some(Proof::TotpCode(code)),
@@ -147,8 +148,18 @@ on_both_engines! {
         assert_refused(credentials.confirm_credential(stale).await, Reason::EtagMismatch);
         let none = pb::ConfirmCredentialRequest { proof: None, request_id: String::new(), ..request.clone() };
         assert_eq!(fields_of(credentials.confirm_credential(none).await), ["totp_code"]);
-        let first = credentials.confirm_credential(request).await.expect("right").into_inner();
+        let first = credentials.confirm_credential(request.clone()).await.expect("right").into_inner();
         assert_eq!(first.state(), State::Active);
+        // From now on it takes both, also to hear the first answer again.
+        let retry = credentials.confirm_credential(request.clone()).await;
+        assert_refused(retry, Reason::InsufficientUserAuthentication);
+        server.advance_s(30);
+        let half = frontend.sign_in("alice", &password("alice")).await.expect("right");
+        let code = Answer::TotpCode(app.code(server.now().seconds()));
+        let raised = answer(&frontend, &challenge(half), code).await.expect("right");
+        let raised = SignedIn::new(&frontend, raised);
+        let retry = raised.actor.credentials().confirm_credential(request).await;
+        assert_eq!(retry.expect("a retry").into_inner(), first);
     }
 
     async fn nobody_makes_factors_for_somebody_else(engine: Engine) {

@@ -329,7 +329,18 @@ on_both_engines! {
         let rescuer = server.with_token(&tokens.access_token).await;
         get(&rescuer, "systemAccounts/me").await.expect("open");
         let request = pb::SealSystemAccountRequest { name, ..Default::default() };
-        boss.actor.system_accounts().seal_system_account(request.clone()).await.expect("sealed");
+        let dry = pb::SealSystemAccountRequest { validate_only: true, ..request.clone() };
+        boss.actor.system_accounts().seal_system_account(dry).await.expect("valid");
+        get(&rescuer, "systemAccounts/me").await.expect("still open");
+        let stale = pb::SealSystemAccountRequest { etag: "x".to_owned(), ..request.clone() };
+        assert_refused(boss.actor.system_accounts().seal_system_account(stale).await, Reason::EtagMismatch);
+        let once = pb::SealSystemAccountRequest {
+            request_id: "018f0000-0000-7000-8000-000000000007".to_owned(),
+            ..request.clone()
+        };
+        let first = boss.actor.system_accounts().seal_system_account(once.clone()).await.expect("sealed");
+        let retry = boss.actor.system_accounts().seal_system_account(once).await.expect("a retry");
+        assert_eq!(retry.into_inner(), first.into_inner());
         assert_refused(get(&rescuer, "systemAccounts/me").await, Reason::TokenRevoked);
         let refused = program.issue(&anonymous, &program.claims(&server, "2")).await;
         assert_refused(refused, Reason::InvalidCredentials);

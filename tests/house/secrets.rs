@@ -27,7 +27,7 @@ const CHECKS: [&str; 12] = [
 const CHARGES: [&str; 3] = ["charge::attempt(", "charge::refuse(", "of_signer("];
 
 /// Functions of the folder that others call and nobody pays for, and why.
-const FREE: [(&str, &str); 9] = [
+const FREE: [(&str, &str); 8] = [
     (
         "known_device",
         "shows that failures are not a stranger's, and nothing else",
@@ -37,10 +37,6 @@ const FREE: [(&str, &str); 9] = [
         "tells about a token, and wins nothing by it",
     ),
     ("redeem", "uses up an answer that was paid for"),
-    (
-        "has_second_factor",
-        "tells about somebody who is known by then",
-    ),
     (
         "open_generator",
         "decrypts what a code is then compared with, by somebody who pays",

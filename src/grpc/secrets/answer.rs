@@ -132,10 +132,6 @@ impl Answered {
             Err(Error::Unauthenticated(Reason::InvalidCode))
         }
     }
-
-    pub(in crate::grpc) fn has_second_factor(&self) -> bool {
-        self.owner.has_second_factor
-    }
 }
 
 /// Checks a code of a generator that a person is enrolling; the step of time it is of.
