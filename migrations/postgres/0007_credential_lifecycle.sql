@@ -1,7 +1,7 @@
 -- A secret that has been replaced works on until nobody has used it for a while.
 ALTER TABLE credentials ADD COLUMN state TEXT NOT NULL DEFAULT 'ACTIVE';
 ALTER TABLE credentials ADD COLUMN replaced_by UUID;
-ALTER TABLE credentials ADD COLUMN overlap_us BIGINT;
+ALTER TABLE credentials ADD COLUMN overlap_s BIGINT;
 ALTER TABLE credentials ADD COLUMN retire_time BIGINT;
 ALTER TABLE credentials ADD COLUMN revoke_time BIGINT;
 CREATE INDEX credentials_retire_time ON credentials (retire_time) WHERE state = 'RETIRING';

@@ -1,7 +1,7 @@
 -- A secret that has been replaced works on until nobody has used it for a while.
 ALTER TABLE credentials ADD COLUMN state TEXT NOT NULL DEFAULT 'ACTIVE';
 ALTER TABLE credentials ADD COLUMN replaced_by BLOB;
-ALTER TABLE credentials ADD COLUMN overlap_us INTEGER;
+ALTER TABLE credentials ADD COLUMN overlap_s INTEGER;
 ALTER TABLE credentials ADD COLUMN retire_time INTEGER;
 ALTER TABLE credentials ADD COLUMN revoke_time INTEGER;
 CREATE INDEX credentials_retire_time ON credentials (retire_time) WHERE state = 'RETIRING';

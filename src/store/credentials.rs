@@ -15,7 +15,7 @@ use crate::domain::{
     password::PasswordHash,
     role,
     secret::Digest,
-    time::{MICROS_PER_S, Timestamp},
+    time::Timestamp,
 };
 
 macro_rules! columns {
@@ -27,7 +27,7 @@ macro_rules! columns {
          c.create_time AS credential_create_time, c.change_time, \
          c.expire_time AS credential_expire_time, \
          c.last_used_time AS credential_last_used_time, c.state AS credential_state, \
-         c.parameters, c.codes_left, c.replaced_by, c.overlap_us, c.retire_time, c.revoke_time, c.expiry_notice_d"
+         c.parameters, c.codes_left, c.replaced_by, c.overlap_s, c.retire_time, c.revoke_time, c.expiry_notice_d"
     };
 }
 pub(super) use columns as credential_columns;
@@ -64,7 +64,7 @@ pub(super) fn retirement(row: &Row) -> Result<Option<Retirement>> {
     };
     Ok(Some(Retirement {
         replaced_by,
-        overlap_s: row.get::<i64>("overlap_us")? / MICROS_PER_S,
+        overlap_s: row.get("overlap_s")?,
         retire_time: row.get("retire_time")?,
     }))
 }
@@ -195,7 +195,7 @@ fn row(credential: &Credential, kept: &Kept<'_>) -> Sql {
 pub async fn update(db: &mut Write, credential: &Credential) -> error::Result<()> {
     let sql = sql!(
         "UPDATE credentials SET revision = $3, label = $4, scope_ceiling = $5, allowed_cidrs = $6,
-            expire_time = $7, state = $8, replaced_by = $9, overlap_us = $10, retire_time = $11,
+            expire_time = $7, state = $8, replaced_by = $9, overlap_s = $10, retire_time = $11,
             revoke_time = $12, expiry_notice_d = $13
          WHERE account_id = $1 AND id = $2 AND revision = $3 - 1"
     )
@@ -212,11 +212,7 @@ pub async fn update(db: &mut Write, credential: &Credential) -> error::Result<()
             .retirement
             .map(|retirement| retirement.replaced_by),
     )
-    .bind(
-        credential
-            .retirement
-            .map(|retirement| retirement.overlap_s * MICROS_PER_S),
-    )
+    .bind(credential.retirement.map(|retirement| retirement.overlap_s))
     .bind(
         credential
             .retirement
@@ -338,7 +334,7 @@ pub async fn due_to_retire(
     let sql = sql!(
         "SELECT account_id, account_kind, id FROM credentials
          WHERE state = 'RETIRING' AND retire_time <= $1
-            AND (last_used_time IS NULL OR last_used_time + overlap_us <= $1)
+            AND (last_used_time IS NULL OR overlap_s <= ($1 - last_used_time) / 1000000)
          ORDER BY retire_time LIMIT $2"
     );
     db.page(sql.bind(now).bind(limit), place).await

@@ -38,7 +38,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
                 "SELECT a.state, a.state_reason, a.state_until_time, a.expire_time, a.delete_time,
                     a.purge_time, a.tokens_not_before, a.kind = 'BREAK_GLASS' AS has_seal,
                     a.unsealed_until_time, c.expire_time AS credential_expire_time,
-                    c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_us,
+                    c.last_used_time AS credential_last_used_time, c.replaced_by, c.overlap_s,
                     c.retire_time,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
                  FROM system_accounts a JOIN credentials c ON c.account_id = a.id

@@ -1,10 +1,19 @@
 //! The schemas of the two engines are one: tables, columns, nullability, keys and indexes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
+use sha2::{Digest as _, Sha256};
 use sqlx::{Executor as _, PgConnection, Row as _};
 
-use crate::databases::{databases, open};
+use crate::{
+    databases::{databases, open},
+    golden::assert_golden,
+};
 
 /// What both engines are asked for, in words that both can say.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -59,6 +68,28 @@ async fn a_schema_that_came_about_in_another_way_is_refused() {
         let refused = open(target).await.expect_err("another schema");
         assert!(refused.contains("migration 1"), "{refused}");
     }
+}
+
+/// A database that exists refuses to start on a migration that is another one now, even by a comment: this
+/// list may only grow.
+#[test]
+fn migrations_stay_as_they_were() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files = Vec::new();
+    for engine in ["postgres", "sqlite"] {
+        for entry in fs::read_dir(root.join(engine)).expect("migrations") {
+            files.push(entry.expect("a file").path());
+        }
+    }
+    files.sort();
+    let mut sums = String::new();
+    for file in files {
+        let digest = Sha256::digest(fs::read(&file).expect("readable"));
+        let name = file.strip_prefix(&root).expect("below").display();
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(sums, "{hex}  {name}").expect("written");
+    }
+    assert_golden("house/golden/migrations.txt", &sums);
 }
 
 /// PostgreSQL reports a duplicate by the name of the key, SQLite by its columns; `store::error`
