@@ -75,6 +75,7 @@ fn claims() -> Claims {
         jti: Uuid::from_u128(2),
         client_id: Uuid::from_u128(3).to_string(),
         scope: "orders.read orders.write".to_owned(),
+        cnf: None,
         account: AccountClaims::SystemAccount {
             credential_id: Uuid::from_u128(4),
         },

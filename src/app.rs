@@ -18,8 +18,10 @@ use crate::{
     env::{Clock, Random},
     grpc::{body::Intake, call::Call},
     hasher::Hasher,
+    key_sets::KeySets,
     store::db::Db,
     telemetry::Metrics,
+    tls::Tls,
 };
 
 pub struct App {
@@ -41,6 +43,9 @@ pub struct App {
     pub keyring_reader: tokio::sync::Mutex<()>,
     /// The second in which the keys were last read because of an unknown one.
     pub unknown_key_s: AtomicI64,
+    pub key_sets: KeySets,
+    /// Of the listeners, unless they speak in the clear.
+    pub tls: Option<Arc<Tls>>,
     pub metrics: Metrics,
     /// What requests may take while they are being received.
     pub intake: Arc<Intake>,
@@ -59,6 +64,7 @@ pub struct Parts {
     pub hasher: Hasher,
     pub keys: Keys,
     pub keyring: Keyring,
+    pub tls: Option<Arc<Tls>>,
     pub db: Db,
 }
 
@@ -72,10 +78,12 @@ impl App {
             hasher,
             keys,
             keyring,
+            tls,
             db,
         } = parts;
         Ok(Self {
             proxies: config.proxies()?,
+            key_sets: KeySets::new(&config.outbound, &clock)?,
             passkeys: config.relying_party(&issuer)?.map(Box::new),
             metrics: Metrics::new(&hasher, db.stats()),
             intake: Intake::new(config.limits.max_received_bytes),
@@ -90,6 +98,7 @@ impl App {
             random,
             hasher,
             keys,
+            tls,
             db,
         })
     }

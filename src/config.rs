@@ -97,6 +97,8 @@ section! {
         throttle: Throttle = Throttle::default(),
         /// Accounts for emergencies.
         break_glass: BreakGlass = BreakGlass::default(),
+        /// What accountd fetches from elsewhere: keys that programs publish.
+        outbound: Outbound = Outbound::default(),
         /// Browsers calling from other origins.
         cors: Cors = Cors::default(),
         /// How long things are kept.
@@ -112,6 +114,11 @@ section! {
         certificate_file: Option<PathBuf> = None,
         /// PEM file of its private key.
         key_file: Option<PathBuf> = None,
+        /// PEM file of the authorities whose certificates programs may authenticate with. Unset: nobody
+        /// is asked for one.
+        client_ca_file: Option<PathBuf> = None,
+        /// Seconds between looks at these files; new ones are used for new connections at once.
+        reload_interval_s: u64 = 10,
     }
 }
 
@@ -286,6 +293,17 @@ section! {
 }
 
 section! {
+    Outbound {
+        /// Networks of your own that may be fetched from, beside all public addresses.
+        allowed_networks: Vec<String> = Vec::new(),
+        /// PEM file of authorities that are believed beside the public ones.
+        ca_file: Option<PathBuf> = None,
+        /// Seconds for one fetch.
+        timeout_s: u64 = 5,
+    }
+}
+
+section! {
     Cors {
         /// Origins (`https://app.example`) whose pages may call from browsers; none by default.
         allowed_origins: Vec<String> = Vec::new(),
@@ -320,7 +338,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 13] = [
+const SECTIONS: [(&str, Docs); 14] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -332,6 +350,7 @@ const SECTIONS: [(&str, Docs); 13] = [
     ("passkeys", Passkeys::DOCS),
     ("throttle", Throttle::DOCS),
     ("break_glass", BreakGlass::DOCS),
+    ("outbound", Outbound::DOCS),
     ("cors", Cors::DOCS),
     ("retention", Retention::DOCS),
 ];
@@ -636,6 +655,7 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         self.algorithm()?;
         self.proxies()?;
+        self.outbound.networks()?;
         self.cost()
             .params()
             .map_err(|error| format!("hashing: {error}"))?;
@@ -663,6 +683,9 @@ impl Config {
         }
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return Err("`tls.certificate_file` and `tls.key_file` go together".to_owned());
+        }
+        if self.tls.client_ca_file.is_some() && self.tls.certificate_file.is_none() {
+            return Err("`tls.client_ca_file` needs `tls.certificate_file`".to_owned());
         }
         if !["none", "required"].contains(&self.passkeys.attestation.as_str()) {
             return Err("setting `passkeys.attestation` has to be none or required".to_owned());
@@ -744,9 +767,7 @@ impl Config {
     }
 
     pub fn proxies(&self) -> Result<Vec<IpNet>, String> {
-        let parse = |net: &String| network::parse_cidr(net);
-        let proxies: Result<_, _> = self.trusted_proxies.iter().map(parse).collect();
-        proxies.map_err(|error| format!("setting `trusted_proxies`: {error}"))
+        networks("trusted_proxies", &self.trusted_proxies)
     }
 
     pub const fn cost(&self) -> Cost {
@@ -909,6 +930,17 @@ impl Config {
 }
 
 /// The issuer is compared byte by byte (RFC 8414 section 2): no query, no fragment, no final slash.
+impl Outbound {
+    pub fn networks(&self) -> Result<Vec<IpNet>, String> {
+        networks("outbound.allowed_networks", &self.allowed_networks)
+    }
+}
+
+fn networks(setting: &str, list: &[String]) -> Result<Vec<IpNet>, String> {
+    let parsed: Result<_, _> = list.iter().map(|net| network::parse_cidr(net)).collect();
+    parsed.map_err(|error| format!("setting `{setting}`: {error}"))
+}
+
 fn check_public_url(url: &str) -> Result<(), String> {
     let parsed: Result<http::Uri, _> = url.parse();
     let is_good = parsed.is_ok_and(|uri| {

@@ -1,5 +1,5 @@
-//! What accountd does by itself: reads keys that other processes made, watches its own health, sweeps
-//! away what is over, and announces what will be soon.
+//! What accountd does by itself: reads keys that other processes made and files that have changed,
+//! watches its own health, sweeps away what is over, and announces what will be soon.
 //!
 //! Invariant: nothing is decided here. An expired account or a suspension that is over needs no job
 //! to take effect; the sweeper only tidies up behind the rules.
@@ -27,6 +27,7 @@ use crate::{
         events, grants, leases, meta, password_resets, requests, sessions, system_accounts,
         throttles, tokens, transact, users,
     },
+    tls::Tls,
 };
 
 const KEYS_INTERVAL: Duration = Duration::from_secs(signing_key::REREAD_S.unsigned_abs());
@@ -65,6 +66,13 @@ pub fn start(
         let (app, on_health) = (Arc::clone(&health), Arc::clone(&on_health));
         async move { on_health(is_healthy(&app).await) }
     });
+    if let Some(tls) = app.tls.clone() {
+        let interval = Duration::from_secs(app.config.tls.reload_interval_s);
+        every(interval, stop, move || {
+            let tls = Arc::clone(&tls);
+            async move { reload(tls).await }
+        });
+    }
     let sweeper = Arc::clone(app);
     every(SWEEP_INTERVAL, stop, move || {
         let app = Arc::clone(&sweeper);
@@ -97,6 +105,20 @@ where
             }
         }
     });
+}
+
+/// Uses certificates that have changed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a slow disk must hold up no calls, and there is one such thread at most"
+)]
+async fn reload(tls: Arc<Tls>) {
+    match tokio::task::spawn_blocking(move || tls.reload()).await {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => tracing::info!("the files of TLS have changed and are in use"),
+        Ok(Err(error)) => tracing::warn!(error, "the files of TLS cannot be used as they are now"),
+        Err(panic) => tracing::error!(%panic, "cannot look at the files of TLS"),
+    }
 }
 
 /// Whether the database answers.

@@ -16,13 +16,14 @@
 //! | [`grpc`] | one file for each proto service; `passwords` and `factors` beside `credentials`, `challenges` and `sign_in` beside `sessions`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
+//! | [`key_sets`] | public keys that programs publish, fetched without being led astray |
 //! | [`signing`] | signing keys between store and memory |
 //! | [`app`] | what every call needs, in one struct |
 //! | [`env`] | the clock and the generator, the only ones |
 //! | [`config`], [`telemetry`] | settings; log and metrics |
 //! | [`jobs`] | what accountd does by itself |
 //! | [`setup`] | what the first start makes |
-//! | [`listener`], [`unread`] | the accept loop; what its peers have not read yet |
+//! | [`listener`], [`tls`], [`unread`] | the accept loop; its certificates, and those of its peers; what they have not read yet |
 //! | [`server`] | everything put together, and its end |
 //! | [`bench`] | how much a server does, as its clients see it |
 //! | [`calibrate`] | how dear a password hash may be on this machine |
@@ -33,7 +34,8 @@
 //! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store`
 //! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password` and
 //! `domain::foreign_hash`, jsonwebtoken in `domain::keyring` and `domain::client_assertion`,
-//! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`.
+//! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`, rustls in `tls`, reqwest in
+//! `key_sets`.
 //!
 //! # How a request flows
 //!
@@ -73,6 +75,7 @@ pub mod http;
 pub mod app;
 pub mod env;
 pub mod hasher;
+pub mod key_sets;
 pub mod signing;
 
 pub mod config;
@@ -82,6 +85,7 @@ pub mod jobs;
 pub mod listener;
 pub mod server;
 pub mod setup;
+pub mod tls;
 pub mod unread;
 
 pub mod bench;

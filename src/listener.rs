@@ -26,15 +26,15 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use crate::{
     config::Limits,
-    domain::{network, tally::Tally},
+    domain::{client_certificate::ClientCertificate, network, tally::Tally},
     grpc::layer::Peer,
     telemetry::Connections,
+    tls::Tls,
     unread::Unread,
 };
 
@@ -43,13 +43,13 @@ pub struct Shared {
     limits: Limits,
     slots: Arc<Semaphore>,
     per_network: Mutex<Tally<IpNet>>,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Tls>>,
     metrics: Connections,
     unread: Arc<Unread>,
 }
 
 impl Shared {
-    pub fn new(limits: &Limits, tls: Option<TlsAcceptor>, metrics: Connections) -> Arc<Self> {
+    pub fn new(limits: &Limits, tls: Option<Arc<Tls>>, metrics: Connections) -> Arc<Self> {
         Arc::new(Self {
             limits: limits.clone(),
             slots: Arc::new(Semaphore::new(limits.max_connections)),
@@ -131,7 +131,11 @@ pub async fn serve(
             shared.metrics.refused.inc();
             continue;
         };
-        let peer = Peer { address, private };
+        let peer = Peer {
+            address,
+            private,
+            certificate: None,
+        };
         let connection = Connection {
             http: Arc::clone(&http),
             router: router.clone(),
@@ -166,14 +170,18 @@ struct Connection {
 }
 
 impl Connection {
-    async fn handshake(self, stream: TcpStream) {
+    async fn handshake(mut self, stream: TcpStream) {
         // Small answers should not wait for more.
         let _ = stream.set_nodelay(true);
-        let Some(tls) = self.shared.tls.clone() else {
+        let Some(tls) = &self.shared.tls else {
             return self.run(stream).await;
         };
+        let acceptor = tls.acceptor();
         let limit = Duration::from_secs(self.shared.limits.handshake_timeout_s);
-        if let Ok(Ok(stream)) = timeout(limit, tls.accept(stream)).await {
+        if let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await {
+            let (_, session) = stream.get_ref();
+            let chain = session.peer_certificates();
+            self.peer.certificate = chain.and_then(ClientCertificate::read).map(Arc::new);
             self.run(stream).await;
         }
     }
@@ -188,13 +196,14 @@ impl Connection {
             stop,
         } = self;
         let limits = &shared.limits;
+        let address = peer.address;
         let spoke = Arc::new(AtomicBool::new(false));
         let mark = Arc::clone(&spoke);
         let seat = shared.unread.seat();
         let reader = Arc::clone(&seat.reader);
         let service = router.map_request(move |mut request: Request<hyper::body::Incoming>| {
             mark.store(true, Relaxed);
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(peer.clone());
             request.map(Body::new)
         });
         let service =
@@ -202,7 +211,7 @@ impl Connection {
         let service = TowerToHyperService::new(service);
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut first = pin!(sleep(Duration::from_secs(limits.first_request_timeout_s)));
-        let max_age = max_age(limits, peer.address);
+        let max_age = max_age(limits, address);
         let mut age = pin!(sleep(max_age));
         // A stream that its peer never ends keeps no connection for ever.
         let drain = Duration::from_secs(limits.drain_timeout_s);

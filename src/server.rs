@@ -5,20 +5,20 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 use axum::{Router, extract::State, middleware, response::IntoResponse, routing};
 use http::{StatusCode, header};
 use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     app::App,
-    config::{Config, Limits, Tls},
+    config::{Config, Limits},
     domain::access,
     grpc::{self, layer::Guard},
     http as web, jobs,
     listener::{self, Shared},
     setup::{self, Environment, Lock, Opened},
     telemetry::Connections,
+    tls::Tls,
 };
 
 /// A server that is serving.
@@ -37,7 +37,7 @@ pub struct Server {
 impl Server {
     /// Starts everything; an error is a sentence for the operator.
     pub async fn start(config: Config, env: &Environment) -> Result<Self, String> {
-        let tls = tls(&config.tls)?;
+        let tls = Tls::open(&config.tls, &env.clock)?;
         let lock = setup::take_folder(&config).await?;
         let public = listener::bind(config.listen).await?;
         let private = match config.private_listen {
@@ -55,7 +55,7 @@ impl Server {
             app,
             bootstrap_file,
             lock,
-        } = setup::open(config, lock, issuer, env).await?;
+        } = setup::open(config, lock, issuer, tls, env).await?;
         let stop = CancellationToken::new();
         let (health, grpc) = grpc_router(&app)?;
         report_health(&health, ServingStatus::Serving).await;
@@ -63,7 +63,7 @@ impl Server {
         // Each listener has places of its own: a full public port does not lock operators out.
         let shared = || {
             let connections = app.metrics.connections.clone();
-            Shared::new(&app.config.limits, tls.clone(), connections)
+            Shared::new(&app.config.limits, app.tls.clone(), connections)
         };
         let listeners = TaskTracker::new();
         // Without a private listener the only one serves everything.
@@ -241,28 +241,4 @@ fn serve_ops(
         shared,
         ops_stop.clone(),
     ))
-}
-
-/// TLS as configured, with ALPN for HTTP/2 and HTTP/1.1.
-fn tls(tls: &Tls) -> Result<Option<TlsAcceptor>, String> {
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-    let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
-        return Ok(None);
-    };
-    let cannot = |path: &PathBuf, error: &dyn std::fmt::Display| {
-        format!("cannot use {}: {error}", path.display())
-    };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(|error| cannot(certificate, &error))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| cannot(key, &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| cannot(certificate, &error))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| cannot(certificate, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }

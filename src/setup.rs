@@ -38,6 +38,7 @@ use crate::{
         open::{self, Settings, Target},
         signing_keys, system_accounts, transact,
     },
+    tls::Tls,
 };
 
 /// Where time and randomness come from.
@@ -103,6 +104,7 @@ pub async fn open(
     config: Config,
     lock: Lock,
     issuer: String,
+    tls: Option<Arc<Tls>>,
     env: &Environment,
 ) -> Result<Opened, String> {
     let Store { db, keys } = open_store(&config, env).await?;
@@ -123,6 +125,7 @@ pub async fn open(
         hasher,
         keys,
         keyring,
+        tls,
         db,
     })?;
     Ok(Opened {

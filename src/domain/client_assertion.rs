@@ -191,6 +191,14 @@ pub fn subject(assertion: &str) -> Option<SystemAccountId> {
     token::client_id(&sub)
 }
 
+/// The key that an assertion names.
+pub fn kid(assertion: &str) -> Option<String> {
+    if assertion.len() > MAX_ASSERTION_BYTES {
+        return None;
+    }
+    jsonwebtoken::decode_header(assertion).ok()?.kid
+}
+
 /// Which of the keys of `client` has signed an assertion that is good now for one of `audiences`.
 pub fn verify<'a, T>(
     assertion: &str,

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     client_assertion::PublicKey,
+    client_certificate::Identity,
     error::{Error, Reason, Result},
+    key_set::KeySetUri,
     name::{AccountId, CredentialId},
     passkey,
     time::{self, Timestamp},
@@ -39,10 +41,11 @@ pub enum Kind {
     ClientSecret,
     ApiKey,
     PublicKey,
+    Certificate,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Password,
         Self::Totp,
         Self::Passkey,
@@ -50,6 +53,7 @@ impl Kind {
         Self::ClientSecret,
         Self::ApiKey,
         Self::PublicKey,
+        Self::Certificate,
     ];
 
     /// As stored.
@@ -62,6 +66,7 @@ impl Kind {
             Self::ClientSecret => "client_secret",
             Self::ApiKey => "api_key",
             Self::PublicKey => "public_key",
+            Self::Certificate => "certificate",
         }
     }
 
@@ -80,7 +85,10 @@ impl Kind {
     }
 
     const fn is_of_program(self) -> bool {
-        matches!(self, Self::ClientSecret | Self::ApiKey | Self::PublicKey)
+        matches!(
+            self,
+            Self::ClientSecret | Self::ApiKey | Self::PublicKey | Self::Certificate
+        )
     }
 }
 
@@ -144,6 +152,8 @@ pub enum Parameters {
     Totp(totp::Parameters),
     Passkey(passkey::Details),
     PublicKey(PublicKey),
+    KeySet(KeySetUri),
+    Certificate(Identity),
 }
 
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Addresses: where an account may call from, and which network a call is counted for.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -78,6 +78,52 @@ pub fn is_loopback(address: IpAddr) -> bool {
     canonical(address).is_loopback()
 }
 
+/// Whether an address is somewhere on the Internet, and not of a network of somebody's own or reserved
+/// for a purpose (the IANA registries of special-purpose addresses).
+pub fn is_public(address: IpAddr) -> bool {
+    let address = canonical(address);
+    let is_global = match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(_) => GLOBAL_UNICAST.contains(&address),
+    };
+    is_global && !SPECIAL.iter().any(|net| net.contains(&address))
+}
+
+/// All of IPv6 that was ever given out (RFC 4291).
+const GLOBAL_UNICAST: IpNet = v6([0x2000, 0], 3);
+
+const SPECIAL: [IpNet; 18] = [
+    v4([0, 0, 0, 0], 8),
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 0, 0, 0], 24),
+    v4([192, 0, 2, 0], 24),
+    v4([192, 88, 99, 0], 24),
+    v4([192, 168, 0, 0], 16),
+    v4([198, 18, 0, 0], 15),
+    v4([198, 51, 100, 0], 24),
+    v4([203, 0, 113, 0], 24),
+    // Multicast, reserved and broadcast.
+    v4([224, 0, 0, 0], 3),
+    // Protocol assignments, Teredo among them, which carries an IPv4 address.
+    v6([0x2001, 0], 23),
+    v6([0x2001, 0xdb8], 32),
+    // 6to4, which does so as well.
+    v6([0x2002, 0], 16),
+    v6([0x3fff, 0], 20),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length)
+}
+
+const fn v6([a, b]: [u16; 2], length: u8) -> IpNet {
+    IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0)), length)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +146,57 @@ mod tests {
         assert!(!allows(&nets, None));
         assert!(allows(&[], None));
         assert!(parse_cidr("10.0.0.0/33").is_err());
+    }
+
+    #[test]
+    fn what_is_not_on_the_internet_is_not_public() {
+        for public in [
+            "1.1.1.1",
+            "100.63.255.255",
+            "100.128.0.0",
+            "172.32.0.0",
+            "223.255.255.255",
+            "2001:4860::8888",
+            "2606:4700::1111",
+            "::ffff:1.1.1.1",
+        ] {
+            assert!(is_public(ip(public)), "{public}");
+        }
+        for other in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.168.1.1",
+            "198.19.255.255",
+            "203.0.113.1",
+            "224.0.0.1",
+            "239.255.255.255",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            // The forms that carry an IPv4 address: compatible, NAT64, 6to4, Teredo.
+            "::10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:a00:1::",
+            "2001::a00:1",
+            "2001:db8::1",
+            "3fff::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(ip(other)), "{other}");
+        }
     }
 
     #[test]

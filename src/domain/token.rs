@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     account::Lifecycle,
     assurance::Assurance,
+    client_certificate::ClientCertificate,
     error::Reason,
     name::{self, AccountId, SystemAccountId, UserId},
     time::{self, Timestamp},
@@ -36,8 +37,20 @@ pub struct Claims {
     pub client_id: String,
     /// Space-separated (RFC 6749 section 3.3).
     pub scope: String,
+    /// What its bearer has to prove besides having it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cnf: Option<Confirmation>,
     #[serde(flatten)]
     pub account: AccountClaims,
+}
+
+/// The key that a token is bound to (RFC 7800); one that is not understood makes the token invalid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    /// Thumbprint of a client certificate (RFC 8705 section 3.1).
+    #[serde(rename = "x5t#S256")]
+    pub certificate: String,
 }
 
 /// What differs between people and programs.
@@ -69,6 +82,14 @@ impl Claims {
             .filter(|scope| !scope.is_empty())
             .map(str::to_owned)
             .collect()
+    }
+
+    /// Whether the token may be used by a peer that has shown this certificate, or none.
+    pub fn may_come_with(&self, certificate: Option<&ClientCertificate>) -> bool {
+        let is_of = |bound: &Confirmation| {
+            certificate.is_some_and(|shown| shown.thumbprint() == bound.certificate)
+        };
+        self.cnf.as_ref().is_none_or(is_of)
     }
 
     /// Whether the token comes from `issuer` and its time has come and is not over.
@@ -282,6 +303,7 @@ mod tests {
             jti: Uuid::nil(),
             client_id: String::new(),
             scope: "a b".to_owned(),
+            cnf: None,
             account: AccountClaims::SystemAccount {
                 credential_id: Uuid::nil(),
             },

@@ -21,6 +21,7 @@ use crate::{
     domain::{
         access::{self, Access, Caller, Policy, Principal},
         assurance::Demand,
+        client_certificate::ClientCertificate,
         error::{Error, Reason, Result},
         event::{Actor, Event},
         grant::{self, Permission},
@@ -64,6 +65,8 @@ pub struct Context {
     pub policy: &'static Policy,
     /// Where the call comes from, trusted proxies left out.
     pub address: Option<IpAddr>,
+    /// What the peer has shown in the TLS handshake.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// When the caller stops waiting.
     pub deadline: Instant,
 }
@@ -82,6 +85,7 @@ pub struct Call {
     /// Read once; every decision of this call is taken at this time.
     pub now: Timestamp,
     pub address: Option<IpAddr>,
+    pub certificate: Option<Arc<ClientCertificate>>,
     pub user_agent: String,
     pub deadline: Instant,
     pub validate_only: bool,
@@ -105,6 +109,7 @@ impl Call {
         let mut call = Self {
             rpc: policy.rpc,
             address: context.address,
+            certificate: context.certificate.clone(),
             user_agent: text(&metadata, "user-agent"),
             deadline: context.deadline,
             validate_only: message.validate_only(),
@@ -173,6 +178,7 @@ impl Call {
             actor: Actor::Accountd,
             now: app.clock.now(),
             address: None,
+            certificate: None,
             user_agent: String::new(),
             deadline: Instant::now() + Duration::from_mins(1),
             validate_only: false,
@@ -455,7 +461,7 @@ impl Call {
             return Err(invalid());
         }
         let claims = self.examine(token.trim()).await?;
-        if claims.aud != OWN_AUDIENCE {
+        if claims.aud != OWN_AUDIENCE || !claims.may_come_with(self.certificate.as_deref()) {
             return Err(invalid());
         }
         Ok(Some(claims))

@@ -15,6 +15,7 @@ use crate::{
         access::Proof,
         account::{self, State as AccountState},
         client_assertion::PublicKey,
+        client_certificate,
         credential::{
             Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
             MAX_SECRETS, Parameters, State, WRITABLE,
@@ -22,6 +23,7 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         filter,
         grant::Permission,
+        key_set::KeySetUri,
         name::{AccountId, CredentialId},
         network::{self, MAX_CIDRS},
         page, role,
@@ -74,7 +76,10 @@ impl pb::credential_service_server::CredentialService for Credentials {
             }
             Some(Detail::ApiKey(_)) => create_secret(&call, parent, Kind::ApiKey, &input).await?,
             Some(Detail::PublicKey(key)) => {
-                create_public_key(&call, parent, &input, &key.jwk).await?
+                create_public_key(&call, parent, &input, key.source).await?
+            }
+            Some(Detail::Certificate(certificate)) => {
+                create_certificate(&call, parent, &input, &certificate).await?
             }
             None => {
                 let text = "must say which kind, such as `password` or `client_secret`";
@@ -109,8 +114,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let account = call.account("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
-        let expected =
-            "password, totp, passkey, recovery_codes, client_secret, api_key or public_key";
+        let expected = "password, totp, passkey, recovery_codes, client_secret, api_key, \
+                        public_key or certificate";
         let kind = filter::only(&request.filter, "kind", expected, Kind::parse)?;
         let parent = account.to_string();
         let context = call.page_context(&[&parent, &request.filter]);
@@ -321,17 +326,55 @@ async fn create_secret(
     store(call, &credential, kept, &secret.text()).await
 }
 
-/// A key of a program, of which we have the public half.
+/// A key of a program, of which we have the public half or know where it is published.
 async fn create_public_key(
     call: &Call,
     parent: AccountId,
     input: &pb::Credential,
-    jwk: &str,
+    source: Option<pb::credential::public_key::Source>,
 ) -> Result<pb::CreateCredentialResponse> {
+    use pb::credential::public_key::Source;
     let mut fields = Fields::new();
-    let key = fields.take("credential.public_key.jwk", PublicKey::parse(jwk));
+    let key = match source {
+        Some(Source::Jwk(jwk)) => {
+            let key = PublicKey::parse(&jwk).map(Parameters::PublicKey);
+            fields.take("credential.public_key.jwk", key)
+        }
+        Some(Source::JwksUri(uri)) => {
+            let uri = KeySetUri::parse(&uri).map(Parameters::KeySet);
+            fields.take("credential.public_key.jwks_uri", uri)
+        }
+        None => {
+            fields.refuse("credential.public_key", "must have `jwk` or `jwks_uri`");
+            None
+        }
+    };
     let mut credential = of_program(call, fields, parent, Kind::PublicKey, input)?;
-    credential.parameters = key.map(Parameters::PublicKey);
+    credential.parameters = key;
+    store(call, &credential, Kept::Material(&[]), "").await
+}
+
+/// The certificates of a program, by the name that an authority of ours puts into them.
+async fn create_certificate(
+    call: &Call,
+    parent: AccountId,
+    input: &pb::Credential,
+    certificate: &pb::credential::Certificate,
+) -> Result<pb::CreateCredentialResponse> {
+    let tls = call.app().tls.as_ref();
+    if !tls.is_some_and(|tls| tls.takes_certificates()) {
+        return Err(not_allowed(parent, Kind::Certificate));
+    }
+    let mut fields = Fields::new();
+    let san = client_certificate::parse_san(&certificate.san);
+    let san = fields.take("credential.certificate.san", san);
+    let sha256 = client_certificate::parse_sha256(&certificate.sha256);
+    let sha256 = fields.take("credential.certificate.sha256", sha256);
+    let mut credential = of_program(call, fields, parent, Kind::Certificate, input)?;
+    credential.parameters = san.zip(sha256).map(|(san, sha256)| {
+        let identity = client_certificate::Identity { san, sha256 };
+        Parameters::Certificate(identity)
+    });
     store(call, &credential, Kept::Material(&[]), "").await
 }
 
@@ -401,7 +444,12 @@ const fn secret_kind(kind: Kind) -> Option<secret::Kind> {
     match kind {
         Kind::ClientSecret => Some(secret::Kind::ClientSecret),
         Kind::ApiKey => Some(secret::Kind::ApiKey),
-        Kind::Password | Kind::Totp | Kind::Passkey | Kind::RecoveryCodes | Kind::PublicKey => None,
+        Kind::Password
+        | Kind::Totp
+        | Kind::Passkey
+        | Kind::RecoveryCodes
+        | Kind::PublicKey
+        | Kind::Certificate => None,
     }
 }
 
@@ -615,7 +663,8 @@ pub(super) fn shown(credential: &Credential) -> pb::Credential {
 /// What differs from kind to kind.
 fn detail(credential: &Credential) -> pb::credential::Detail {
     use pb::credential::{
-        ApiKey, ClientSecret, Detail, Passkey, Password, PublicKey, RecoveryCodes, Totp, totp,
+        ApiKey, Certificate, ClientSecret, Detail, Passkey, Password, PublicKey, RecoveryCodes,
+        Totp, public_key, totp,
     };
     match (credential.kind, &credential.parameters) {
         (Kind::Password, _) => Detail::Password(Password {
@@ -646,9 +695,20 @@ fn detail(credential: &Credential) -> pb::credential::Detail {
         (Kind::ClientSecret, _) => Detail::ClientSecret(ClientSecret {}),
         (Kind::ApiKey, _) => Detail::ApiKey(ApiKey {}),
         (Kind::PublicKey, Some(Parameters::PublicKey(key))) => Detail::PublicKey(PublicKey {
-            jwk: key.jwk.clone(),
+            source: Some(public_key::Source::Jwk(key.jwk.clone())),
             kid: key.kid.clone(),
         }),
+        (Kind::PublicKey, Some(Parameters::KeySet(uri))) => Detail::PublicKey(PublicKey {
+            source: Some(public_key::Source::JwksUri(uri.as_str().to_owned())),
+            ..PublicKey::default()
+        }),
         (Kind::PublicKey, _) => Detail::PublicKey(PublicKey::default()),
+        (Kind::Certificate, Some(Parameters::Certificate(identity))) => {
+            Detail::Certificate(Certificate {
+                san: identity.san.clone(),
+                sha256: identity.sha256.clone().unwrap_or_default(),
+            })
+        }
+        (Kind::Certificate, _) => Detail::Certificate(Certificate::default()),
     }
 }

@@ -29,15 +29,17 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::{access, error::Error, network},
+    domain::{access, client_certificate::ClientCertificate, error::Error, network},
 };
 
 /// The connection a request came in on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     pub address: IpAddr,
     /// Whether RPCs for administration are served here.
     pub private: bool,
+    /// What it has shown in the TLS handshake.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// What the layer keeps between calls.
@@ -61,16 +63,19 @@ impl Guard {
 pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let patience = patience(request.headers(), guard.app.config.request_timeout());
-    let peer: Option<Peer> = request.extensions().get().copied();
+    let peer: Option<Peer> = request.extensions().get().cloned();
     let path = request.uri().path().to_owned();
     let policy = access::policy(&path);
     if let Some(policy) = policy {
-        if policy.private && !peer.is_some_and(|peer| peer.private) {
+        if policy.private && !peer.as_ref().is_some_and(|peer| peer.private) {
             return answer(&status::unknown(&path));
         }
         let context = Context {
             policy,
-            address: peer.map(|peer| client(&guard.app, peer, request.headers())),
+            address: peer
+                .as_ref()
+                .map(|peer| client(&guard.app, peer, request.headers())),
+            certificate: peer.as_ref().and_then(|peer| peer.certificate.clone()),
             deadline: begin + patience,
         };
         request.extensions_mut().insert(context);
@@ -105,7 +110,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
     let span = tracing::info_span!(
         "rpc",
         name,
-        from = peer.map(|peer| peer.address.to_string())
+        from = peer.as_ref().map(|peer| peer.address.to_string())
     );
     let call = async move {
         let response = next.run(request).await;
@@ -175,7 +180,7 @@ pub fn answer(status: &Status) -> Response {
         .map(Body::new)
 }
 
-fn client(app: &App, peer: Peer, headers: &HeaderMap) -> IpAddr {
+fn client(app: &App, peer: &Peer, headers: &HeaderMap) -> IpAddr {
     let forwarded = headers.get_all("x-forwarded-for").iter();
     let forwarded: Vec<&str> = forwarded.filter_map(|value| value.to_str().ok()).collect();
     network::canonical(network::client(peer.address, &forwarded, &app.proxies))

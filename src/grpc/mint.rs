@@ -2,12 +2,15 @@
 
 use super::{call::Call, convert, pb};
 use crate::domain::{
+    client_certificate::ClientCertificate,
     error::{Error, Result},
     grant,
     name::AccountId,
     role,
     time::Timestamp,
-    token::{self, AccountClaims, Allowance, Claims, Grounds, MAX_SCOPES, OWN_AUDIENCE},
+    token::{
+        self, AccountClaims, Allowance, Claims, Confirmation, Grounds, MAX_SCOPES, OWN_AUDIENCE,
+    },
 };
 use crate::store::grants;
 
@@ -39,6 +42,8 @@ pub(super) struct Bearer<'a> {
     pub(super) account: AccountId,
     pub(super) claims: AccountClaims,
     pub(super) client_id: String,
+    /// What the token is bound to.
+    pub(super) certificate: Option<&'a ClientCertificate>,
     /// Each limits the scopes unless it is empty.
     pub(super) ceilings: &'a [&'a [String]],
     /// Whatever ends before the token would.
@@ -69,6 +74,7 @@ pub(super) fn token(
     let app = call.app();
     let mut ends = bearer.ends;
     ends.push(held.end_time);
+    ends.extend(bearer.certificate.map(|it| Some(it.expire_time)));
     let grounds = Grounds {
         requested: &wish.scopes,
         granted: &held.scopes,
@@ -92,6 +98,9 @@ pub(super) fn token(
         jti: call.new_uuid(),
         client_id: bearer.client_id,
         scope: scopes.join(" "),
+        cnf: bearer.certificate.map(|it| Confirmation {
+            certificate: it.thumbprint(),
+        }),
         account: bearer.claims,
     };
     let access_token = app.keyring.load().sign(&claims).map_err(Error::Internal)?;

@@ -304,6 +304,7 @@ pub(super) async fn tokens(
     let account = AccountId::User(session.user);
     let held = mint::held(call, account, &wish.audience).await?;
     let bearer = Bearer {
+        certificate: None,
         account,
         claims: AccountClaims::User {
             sid: session.id.0,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     app::App,
     domain::{
-        credential::Credential,
+        credential::{Credential, Kind as CredentialKind},
         error::{Error, Result},
         name::AccountId,
         secret::Kind,
@@ -71,6 +71,10 @@ impl pb::token_service_server::TokenService for Tokens {
                 credential_id: credential.id.0,
             },
             client_id: account.id.0.to_string(),
+            certificate: call
+                .certificate
+                .as_deref()
+                .filter(|_| credential.kind == CredentialKind::Certificate),
             ceilings: &[&account.limits.scope_ceiling, &credential.scope_ceiling],
             ends: vec![account.end_time(), credential.expire_time],
             not_before: account.tokens_not_before,
@@ -146,7 +150,7 @@ async fn require_live(db: &mut Read, call: &Call, credential: &Credential) -> Re
     Err(Error::invalid_credentials())
 }
 
-/// The one secret that a request holds.
+/// The one secret that a request holds, or the name of who has shown a certificate.
 fn presented(request: &pb::IssueTokenRequest) -> Result<Presented<'_>> {
     let pb::IssueTokenRequest {
         client_id,
@@ -165,6 +169,7 @@ fn presented(request: &pb::IssueTokenRequest) -> Result<Presented<'_>> {
             Err(Error::field("client_assertion", text))
         }
         ("", "", key, _) if !key.is_empty() => Ok(Presented::ApiKey(key)),
+        (client_id, "", "", _) if !client_id.is_empty() => Ok(Presented::Certificate { client_id }),
         (client_id, secret, "", _) => Ok(Presented::ClientSecret { client_id, secret }),
         _ => {
             let text = "excludes `client_id` and `client_secret`";
@@ -202,6 +207,10 @@ fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
         scopes: claims.scopes(),
         issue_time: time(claims.iat),
         expire_time: time(claims.exp),
+        certificate_thumbprint: claims
+            .cnf
+            .as_ref()
+            .map_or_else(String::new, |bound| bound.certificate.clone()),
         ..pb::IntrospectTokenResponse::default()
     };
     match &claims.account {

@@ -165,6 +165,8 @@ fn client(headers: &HeaderMap, form: &Form) -> Result<Value, OAuthError> {
             ((Some(id), Some(secret)), None) => {
                 Ok(json!({ "clientId": id, "clientSecret": secret }))
             }
+            // With the certificate of the connection (RFC 8705 section 2).
+            ((Some(id), None), None) => Ok(json!({ "clientId": id })),
             _ => Err(invalid_client("the client has to authenticate")),
         };
     };

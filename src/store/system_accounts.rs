@@ -84,10 +84,11 @@ pub async fn find_by_secret(
         .await
 }
 
-/// An account with its public keys that are not revoked: one row each, none without a key.
-pub async fn list_with_public_keys(
+/// An account with its credentials of a kind that are not revoked: one row each, none without any.
+pub async fn list_with_credentials(
     db: &mut Read,
     id: SystemAccountId,
+    kind: credential::Kind,
 ) -> Result<Vec<(SystemAccount, Credential)>> {
     let sql = sql!(
         "SELECT ",
@@ -95,11 +96,11 @@ pub async fn list_with_public_keys(
         ", ",
         credential_columns!(),
         " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
-          WHERE c.account_id = $1 AND c.kind = 'public_key' AND c.state <> 'REVOKED'
+          WHERE c.account_id = $1 AND c.kind = $2 AND c.state <> 'REVOKED'
           ORDER BY c.id"
     );
     let both = |row: &Row| Ok((system_account(row)?, credential(row)?));
-    db.all(sql.bind(id), both).await
+    db.all(sql.bind(id).bind(kind.name()), both).await
 }
 
 /// An account that accountd made for itself.

@@ -8,7 +8,7 @@ use aws_lc_rs::{
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use pb::{
-    credential::{Detail, PublicKey},
+    credential::{Detail, PublicKey, public_key::Source},
     system_account::Kind,
 };
 use serde_json::{Value, json};
@@ -25,11 +25,11 @@ on_both_engines! {
         for algorithm in [Algorithm::ES256, Algorithm::EdDSA, Algorithm::RS256] {
             let program = Program::new(&server, algorithm, Kind::Service).await;
             let shown = program.credential.detail.clone();
-            let Some(Detail::PublicKey(shown)) = shown else {
+            let Some(Detail::PublicKey(PublicKey { source: Some(Source::Jwk(jwk)), kid })) = shown else {
                 panic!("no key");
             };
-            assert_eq!(shown.kid, program.kid());
-            assert!(!shown.jwk.contains("kid") && shown.jwk.contains("kty"), "{}", shown.jwk);
+            assert_eq!(kid, program.kid());
+            assert!(!jwk.contains("kid") && jwk.contains("kty"), "{jwk}");
             let tokens = program.issue(&anonymous, &program.claims(&server, "a")).await.expect("signed");
             assert_eq!(tokens.token_type, "Bearer");
             let own = server.with_token(&tokens.access_token).await;
@@ -292,15 +292,15 @@ impl Program {
         }
     }
 
-    fn id(&self) -> String {
+    pub fn id(&self) -> String {
         self.account.uid.clone()
     }
 
-    fn public(&self) -> String {
+    pub fn public(&self) -> String {
         public_jwk(self.algorithm, &self.private)
     }
 
-    fn kid(&self) -> String {
+    pub fn kid(&self) -> String {
         let jwk: Jwk = serde_json::from_str(&self.public()).expect("a JWK");
         let thumbprint = jwk.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256);
         thumbprint.expect("a thumbprint")
@@ -314,7 +314,7 @@ impl Program {
         })
     }
 
-    fn header(&self) -> Header {
+    pub fn header(&self) -> Header {
         Header::new(self.algorithm)
     }
 
@@ -322,7 +322,7 @@ impl Program {
         self.sign_with(&self.header(), claims)
     }
 
-    fn sign_with(&self, header: &Header, claims: &Value) -> String {
+    pub fn sign_with(&self, header: &Header, claims: &Value) -> String {
         let key = encoding_key(self.algorithm, &self.private);
         jsonwebtoken::encode(header, claims, &key).expect("signs")
     }
@@ -332,7 +332,7 @@ impl Program {
     }
 }
 
-async fn issue(by: &Actor, client_id: &str, assertion: &str) -> Result<pb::TokenSet, Status> {
+pub async fn issue(by: &Actor, client_id: &str, assertion: &str) -> Result<pb::TokenSet, Status> {
     let request = pb::IssueTokenRequest {
         client_id: client_id.to_owned(),
         client_assertion: assertion.to_owned(),
@@ -347,23 +347,10 @@ async fn add_key(
     jwk: &str,
 ) -> Result<pb::CreateCredentialResponse, Status> {
     let key = PublicKey {
-        jwk: jwk.to_owned(),
+        source: Some(Source::Jwk(jwk.to_owned())),
         ..Default::default()
     };
-    let credential = pb::Credential {
-        detail: Some(Detail::PublicKey(key)),
-        ..Default::default()
-    };
-    let request = pb::CreateCredentialRequest {
-        parent: parent.to_owned(),
-        credential: Some(credential),
-        ..Default::default()
-    };
-    Ok(by
-        .credentials()
-        .create_credential(request)
-        .await?
-        .into_inner())
+    by.create_credential(parent, Detail::PublicKey(key)).await
 }
 
 async fn credential(by: &Actor, name: &str) -> pb::Credential {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use accountd::{
-    config::{Config, DatabaseUrl},
+    config::{Config, DatabaseUrl, Tls},
     domain::{error::Reason, secret, time::Timestamp},
     env::{Clock, Random},
     grpc::pb,
@@ -27,7 +27,7 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::postgres;
+use crate::{authority, postgres};
 
 /// Makes of each `async fn name(engine: Engine)` one test on SQLite and one on PostgreSQL. Without a
 /// PostgreSQL the latter says so and passes, unless ACCOUNTD_TEST_REQUIRE_POSTGRES is set.
@@ -77,9 +77,9 @@ impl Engine {
         }
         change(&mut config);
         let env = TestEnvironment::new(1);
-        let running = server::Server::start(config.clone(), &env.environment()).await;
+        let running = Box::pin(server::Server::start(config.clone(), &env.environment())).await;
         let running = running.expect("the server starts");
-        let operator = Operator::create(&running, folder.path()).await;
+        let operator = Operator::create(&running, &config).await;
         Server {
             folder,
             config,
@@ -134,12 +134,12 @@ impl Server {
 
     /// Somebody without a token.
     pub async fn anonymous(&self) -> Actor {
-        Actor::new(connect(self.address()).await, None)
+        Actor::new(reach(self.address(), &self.config.tls).await, None)
     }
 
     /// Somebody with a token.
     pub async fn with_token(&self, token: &str) -> Actor {
-        Actor::new(connect(self.address()).await, Some(token))
+        Actor::new(reach(self.address(), &self.config.tls).await, Some(token))
     }
 
     /// The system account that may do everything.
@@ -251,9 +251,9 @@ impl Server {
             seed: 2,
             ..self.env.clone()
         };
-        server::Server::start(config, &env.environment())
-            .await
-            .expect("a second instance")
+        let environment = env.environment();
+        let running = Box::pin(server::Server::start(config, &environment)).await;
+        running.expect("a second instance")
     }
 
     /// Stops and starts again on the same data.
@@ -295,16 +295,16 @@ struct Operator {
 }
 
 impl Operator {
-    async fn create(running: &server::Server, folder: &Path) -> Self {
+    async fn create(running: &server::Server, config: &Config) -> Self {
         let file = running
             .bootstrap_file
             .clone()
-            .unwrap_or_else(|| folder.join("bootstrap.json"));
+            .unwrap_or_else(|| config.data_dir.join("bootstrap.json"));
         let text = fs::read_to_string(file).expect("bootstrap.json");
         let bootstrap: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let text = |name: &str| bootstrap[name].as_str().expect(name).to_owned();
         let address = running.private_address.unwrap_or(running.address);
-        let anonymous = Actor::new(connect(address).await, None);
+        let anonymous = Actor::new(reach(address, &config.tls).await, None);
         let tokens = anonymous
             .issue(&text("client_id"), &text("client_secret"))
             .await;
@@ -378,6 +378,20 @@ pub fn grant_request(principal: &str, permission: &str) -> pb::CreateGrantReques
 pub async fn connect(address: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     endpoint.connect().await.expect("a connection")
+}
+
+/// The same to a server that may speak TLS.
+pub async fn reach(address: SocketAddr, tls: &Tls) -> Channel {
+    let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
+        return connect(address).await;
+    };
+    let read = |file| fs::read_to_string(file).expect("a file");
+    let server = authority::Pair {
+        certificate: read(certificate),
+        key: read(key),
+    };
+    let channel = authority::connect(address, &server, None).await;
+    channel.expect("a connection")
 }
 
 /// Somebody who calls.
@@ -519,8 +533,17 @@ impl Actor {
         parent: &str,
     ) -> Result<pb::CreateCredentialResponse, Status> {
         use pb::credential::{ClientSecret, Detail};
+        let detail = Detail::ClientSecret(ClientSecret {});
+        self.create_credential(parent, detail).await
+    }
+
+    pub async fn create_credential(
+        &self,
+        parent: &str,
+        detail: pb::credential::Detail,
+    ) -> Result<pb::CreateCredentialResponse, Status> {
         let credential = pb::Credential {
-            detail: Some(Detail::ClientSecret(ClientSecret {})),
+            detail: Some(detail),
             ..Default::default()
         };
         let request = pb::CreateCredentialRequest {

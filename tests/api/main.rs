@@ -4,6 +4,7 @@
 //! the rule. Nothing is faked but the clock and the generator.
 
 mod authenticator;
+mod authority;
 mod forgeries;
 mod golden;
 mod harness;
@@ -14,6 +15,7 @@ mod abuse;
 mod access;
 mod assertions;
 mod budget;
+mod certificates;
 mod crash;
 mod credentials;
 mod escalation;
@@ -23,6 +25,7 @@ mod first_run;
 mod grants;
 mod http;
 mod input;
+mod key_sets;
 mod keys;
 mod limits;
 mod load;

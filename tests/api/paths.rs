@@ -1,23 +1,30 @@
 //! Every way in: where somebody can present a secret, wrong ones are counted, and nobody who is
 //! suspended or deleted gets in by a right one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use accountd::grpc::pb;
 use jsonwebtoken::Algorithm;
 use pb::{
-    ChallengeMethod, answer_challenge_request::Answer, confirm_credential_request::Proof,
-    create_challenge_request::Delivery, credential::Detail, system_account::Kind,
+    ChallengeMethod,
+    answer_challenge_request::Answer,
+    confirm_credential_request::Proof,
+    create_challenge_request::Delivery,
+    credential::{Detail, public_key::Source},
+    system_account::Kind,
 };
 use prost_reflect::Kind as FieldKind;
+use serde_json::json;
 use tonic::Status;
 
 use crate::{
     access::rpcs,
-    assertions::Program,
+    assertions::{self, Program},
     authenticator::SecurityKey,
-    factors,
+    authority::{self, Authority, Pair, speak_tls},
+    certificates, factors,
     harness::{Actor, Engine, Refusal as _, Server, SignedIn, on_both_engines, password},
+    key_sets::{self, Publisher},
 };
 
 /// Where wrong secrets are tried, by the request field that holds them.
@@ -59,6 +66,10 @@ const NO_WAY_IN: [(&str, &str); 9] = [
 /// Tried under a name of its own, for want of room in one test.
 const RESET: &str = "ResetPasswordRequest.code";
 
+/// What is shown in a handshake, and in no field.
+const CERTIFICATE: &str = "the certificate of the connection";
+const SAN: &str = "spiffe://example/program";
+
 #[test]
 fn every_field_that_holds_a_secret_is_tried_or_no_way_in() {
     let known: BTreeSet<&str> = TRIED
@@ -96,12 +107,14 @@ fn secrets_of(message: &prost_reflect::MessageDescriptor, found: &mut BTreeSet<S
 
 on_both_engines! {
     async fn wrong_secrets_are_counted_wherever_they_are_tried(engine: Engine) {
-        for path in TRIED.into_iter().chain([RESET]) {
+        for path in TRIED.into_iter().chain([RESET, CERTIFICATE]) {
+            let clients = Authority::new("clients");
             let server = engine.server_with(|config| {
+                speak_tls(config, &clients.server(), Some(&clients));
                 config.throttle.network_free = 3;
                 config.throttle.account_free = 3;
             }).await;
-            let stage = Box::pin(Stage::set(&server)).await;
+            let stage = Box::pin(Stage::set(&server, clients)).await;
             let mut outcomes = Vec::new();
             while outcomes.len() < 10 && !outcomes.contains(&"THROTTLED".to_owned()) {
                 outcomes.push(stage.try_wrong(&server, path).await.reason());
@@ -118,11 +131,15 @@ on_both_engines! {
 
     async fn nobody_who_is_suspended_or_deleted_gets_in_by_any_path(engine: Engine) {
         for deleted in [false, true] {
+            let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
+            let clients = Authority::new("clients");
             let server = engine.server_with(|config| {
+                speak_tls(config, &clients.server(), Some(&clients));
+                publisher.is_trusted(config);
                 config.throttle.network_free = 1_000;
                 config.throttle.account_free = 1_000;
             }).await;
-            let ways = Ways::prepare(&server).await;
+            let ways = Ways::prepare(&server, &clients, &publisher).await;
             let operator = server.operator().await;
             let (user, programs) = (ways.user.clone(), ways.programs());
             out(&operator, &user, &programs, deleted).await;
@@ -133,7 +150,7 @@ on_both_engines! {
             // What was not used up and did not end with it works again: it was right.
             let again: Vec<(&str, String)> = Box::pin(ways.go(&server)).await;
             let right: Vec<&str> = again.iter().filter(|(_, outcome)| outcome == "OK").map(|(what, _)| *what).collect();
-            let expected = ["password", "code in a message", "passkey asked before", "passkey", "second factor", "recovery code", "client secret", "API key", "signature"];
+            let expected = ["password", "code in a message", "passkey asked before", "passkey", "second factor", "recovery code", "client secret", "API key", "signature", "published key", "certificate"];
             assert_eq!(right, expected, "{again:?}");
         }
     }
@@ -144,10 +161,11 @@ struct Stage {
     alice: SignedIn,
     trusted: Actor,
     program: pb::SystemAccount,
+    clients: Authority,
 }
 
 impl Stage {
-    async fn set(server: &Server) -> Self {
+    async fn set(server: &Server, clients: Authority) -> Self {
         let alice = server.signed_in("alice").await;
         let roles = [
             "roles/login-frontend",
@@ -158,6 +176,7 @@ impl Stage {
             alice,
             trusted: server.system_account(&roles).await,
             program,
+            clients,
         }
     }
 
@@ -194,6 +213,12 @@ impl Stage {
                 .await
                 .map(drop),
             "IssueTokenRequest.api_key" => anonymous.issue_by_key("garbage").await.map(drop),
+            CERTIFICATE => {
+                let peer = shows(server, &self.clients.client(&[SAN])).await;
+                certificates::issue(&peer, &self.program.uid)
+                    .await
+                    .map(drop)
+            }
             "IssueTokenRequest.client_assertion" => {
                 let request = pb::IssueTokenRequest {
                     client_assertion: garbage(),
@@ -337,11 +362,13 @@ struct Ways {
     secret: (pb::SystemAccount, String),
     api_key: String,
     signer: Program,
+    roving: pb::SystemAccount,
+    certified: Actor,
     robot: Actor,
 }
 
 impl Ways {
-    async fn prepare(server: &Server) -> Self {
+    async fn prepare(server: &Server, clients: &Authority, publisher: &Publisher) -> Self {
         let operator = server.operator().await;
         let anonymous = server.anonymous().await;
         // A second person who signs in with the password alone.
@@ -373,6 +400,13 @@ impl Ways {
             .await;
         let api_key = api_key.expect("a key").into_inner().secret;
         let signer = Program::new(server, Algorithm::ES256, Kind::Privileged).await;
+        let (roving, _) = server.create_system_account(&[]).await;
+        publisher.publish(&json!({ "keys": [key_sets::jwk(&signer, "published")] }));
+        let source = Some(Source::JwksUri(publisher.url("/keys")));
+        let added = key_sets::add(&operator, &roving.name, source).await;
+        added.expect("a key set");
+        let added = certificates::add(&operator, &secret.0.name, SAN, "").await;
+        added.expect("a certificate");
         server.advance_s(30);
         Self {
             coded: code(&trusted, "plain").await,
@@ -392,6 +426,8 @@ impl Ways {
             secret,
             api_key,
             signer,
+            roving,
+            certified: shows(server, &clients.client(&[SAN])).await,
             robot,
         }
     }
@@ -400,6 +436,7 @@ impl Ways {
         vec![
             self.secret.0.name.clone(),
             self.signer.account.name.clone(),
+            self.roving.name.clone(),
             self.plain.name().to_owned(),
         ]
     }
@@ -469,6 +506,14 @@ impl Ways {
         let (account, secret) = &self.secret;
         let jti = server.events("token.refused").await.len().to_string();
         let claims = self.signer.claims(server, &jti);
+        let roving = {
+            let mut claims = claims.clone();
+            claims["iss"] = json!(self.roving.uid);
+            claims["sub"] = json!(self.roving.uid);
+            let mut header = self.signer.header();
+            header.kid = Some("published".to_owned());
+            self.signer.sign_with(&header, &claims)
+        };
         let me = pb::GetSystemAccountRequest {
             name: "systemAccounts/me".to_owned(),
         };
@@ -483,6 +528,14 @@ impl Ways {
                 "signature",
                 of(self.signer.issue(&anonymous, &claims).await),
             ),
+            (
+                "published key",
+                of(assertions::issue(&anonymous, "", &roving).await),
+            ),
+            (
+                "certificate",
+                of(certificates::issue(&self.certified, &account.uid).await),
+            ),
             ("token of a program", of(own.get_system_account(me).await)),
         ]
     }
@@ -491,6 +544,18 @@ impl Ways {
         let mut key = self.key.lock().expect("one at a time");
         Answer::PasskeyResponseJson(key.sign(&asked.passkey_options_json))
     }
+}
+
+/// Somebody whose connection has shown a certificate.
+async fn shows(server: &Server, own: &Pair) -> Actor {
+    let tls = &server.config.tls;
+    let file = tls.certificate_file.as_ref().expect("TLS");
+    let pair = Pair {
+        certificate: std::fs::read_to_string(file).expect("a file"),
+        key: String::new(),
+    };
+    let channel = authority::connect(server.address(), &pair, Some(own)).await;
+    Actor::new(channel.expect("a connection"), None)
 }
 
 fn of<T: std::fmt::Debug>(result: Result<T, Status>) -> String {

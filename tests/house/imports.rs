@@ -37,7 +37,7 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 23] = [
+const CRATES: [(&str, &[&str]); 27] = [
     ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
     ("tonic", &["bench/", "grpc/", "server.rs"]),
@@ -66,7 +66,11 @@ const CRATES: [(&str, &[&str]); 23] = [
     ("webauthn_rs", &["domain/passkey.rs"]),
     ("webauthn_rs_proto", &["domain/passkey.rs"]),
     ("serde_cbor_2", &["domain/passkey.rs"]),
-    ("rustls", &["server.rs"]),
+    ("rustls", &["tls.rs"]),
+    ("tokio_rustls", &["tls.rs"]),
+    ("webpki_roots", &["tls.rs"]),
+    ("x509_parser", &["domain/client_certificate.rs"]),
+    ("reqwest", &["key_sets.rs"]),
 ];
 
 /// What works by waiting or looks outside has no place among the rules.

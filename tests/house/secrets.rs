@@ -8,7 +8,7 @@ use crate::source::{File, each_level, files, inside};
 const HOME: &str = "grpc/secrets/";
 
 /// What tells a right secret from a wrong one, as it is written where it is called.
-const CHECKS: [&str; 12] = [
+const CHECKS: [&str; 14] = [
     "Secret::parse(",
     "RefreshToken::parse(",
     "KnownDevice::parse(",
@@ -19,12 +19,14 @@ const CHECKS: [&str; 12] = [
     "is_code(",
     "generator.check(",
     "client_assertion::verify(",
+    ".vouches_for(",
+    "identity.is_of(",
     "ours.check(",
     "ours.enrolled(",
 ];
 
 /// What an attempt is paid with.
-const CHARGES: [&str; 3] = ["charge::attempt(", "charge::refuse(", "of_signer("];
+const CHARGES: [&str; 2] = ["charge::attempt(", "charge::refuse("];
 
 /// Functions of the folder that others call and nobody pays for, and why.
 const FREE: [(&str, &str); 8] = [

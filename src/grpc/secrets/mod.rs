@@ -8,144 +8,29 @@
 mod answer;
 mod charge;
 mod password;
+mod program;
 
 pub(super) use answer::{Answered, answer, confirm_totp, new_passkey, open_generator, sealed_for};
 pub(super) use password::{
     Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,
     seal_hash,
 };
+pub(super) use program::{Presented, of_program};
 
 use self::charge::attempted;
 use super::call::Call;
 use crate::{
     domain::{
         account::Lifecycle,
-        client_assertion,
-        credential::{self, Credential, Parameters},
         error::{Reason, Result},
-        name::AccountId,
-        network,
         secret::{Digest, Kind, Secret},
         session::{RefreshToken, Session},
-        system_account::SystemAccount,
-        token,
     },
     store::{
-        client_assertions, password_resets, sessions, system_accounts, transact,
+        password_resets, sessions,
         users::{self, PasswordOwner},
     },
 };
-
-/// What a program shows for itself.
-#[derive(Clone, Copy)]
-pub(super) enum Presented<'a> {
-    ClientSecret {
-        client_id: &'a str,
-        secret: &'a str,
-    },
-    ApiKey(&'a str),
-    /// What it has signed; the client that was named beside it may be empty.
-    Assertion {
-        client_id: &'a str,
-        assertion: &'a str,
-    },
-}
-
-/// The account of a program and its secret, if that is good here and now.
-pub(super) async fn of_program(
-    call: &Call,
-    presented: Presented<'_>,
-) -> Result<(SystemAccount, Credential)> {
-    let (id, kind, secret) = match presented {
-        Presented::Assertion {
-            client_id,
-            assertion,
-        } => return of_signer(call, client_id, assertion).await,
-        Presented::ClientSecret { client_id, secret } => {
-            let id = token::client_id(client_id);
-            // Whose secret it is has to be said as well.
-            let secret = id.and_then(|_| Secret::parse(Kind::ClientSecret, secret));
-            (id, credential::Kind::ClientSecret, secret)
-        }
-        Presented::ApiKey(key) => {
-            let secret = Secret::parse(Kind::ApiKey, key);
-            (None, credential::Kind::ApiKey, secret)
-        }
-    };
-    let found = match secret {
-        None => None,
-        Some(secret) => {
-            let mut db = call.db().read().await?;
-            system_accounts::find_by_secret(&mut db, kind, &secret.digest()).await?
-        }
-    };
-    let is_good = |account: &SystemAccount, credential: &Credential| {
-        id.is_none_or(|id| account.id == id) && may_come(call, account, credential)
-    };
-    match found {
-        Some((account, credential)) if is_good(&account, &credential) => Ok((account, credential)),
-        found => {
-            let event = attempted(call, "token.refused", id.map(AccountId::System));
-            // Whoever uses one that has come to its end is no stranger.
-            let event = match found {
-                Some((account, credential)) => {
-                    event.about(credential.name(), Some(account.id.into()))
-                }
-                None => event,
-            };
-            Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
-        }
-    }
-}
-
-/// Whether a program may act, with this credential, from where it is.
-fn may_come(call: &Call, account: &SystemAccount, credential: &Credential) -> bool {
-    account.may_act(call.now)
-        && account.kind.allows(credential.kind)
-        && credential.is_live(call.now)
-        && network::allows(&account.limits.allowed_cidrs, call.address)
-        && network::allows(&credential.allowed_cidrs, call.address)
-}
-
-/// The account of a program and the key with which it has signed an assertion, which is used up here.
-async fn of_signer(
-    call: &Call,
-    client_id: &str,
-    assertion: &str,
-) -> Result<(SystemAccount, Credential)> {
-    let id = client_assertion::subject(assertion)
-        .filter(|id| client_id.is_empty() || token::client_id(client_id) == Some(*id));
-    let mut good = Vec::new();
-    if let Some(id) = id {
-        let mut db = call.db().read().await?;
-        good = system_accounts::list_with_public_keys(&mut db, id).await?;
-    }
-    good.retain(|(account, credential)| may_come(call, account, credential));
-    let keys = good.iter().filter_map(|both| match &both.1.parameters {
-        Some(Parameters::PublicKey(key)) => Some((both, key)),
-        _ => None,
-    });
-    let issuer = &call.app().issuer;
-    let audiences = [
-        issuer.clone(),
-        format!("{issuer}/oauth2/token"),
-        format!("{issuer}/v1/tokens:issue"),
-    ];
-    let verified = id
-        .and_then(|id| client_assertion::verify(assertion, id, keys, &audiences, call.now))
-        .map(|((account, credential), used)| (account.clone(), credential.clone(), used));
-    if let Some((account, credential, used)) = verified {
-        let is_first = transact!(
-            charge::attempts(call),
-            attempts | tx | { client_assertions::spend(tx, account.id, &used).await? }
-        )?;
-        if is_first {
-            return Ok((account, credential));
-        }
-    }
-    let event = attempted(call, "token.refused", id.map(AccountId::System));
-    Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
-}
 
 /// The session that a refresh token belongs to, and the state of its user. Whether it is the live
 /// token is for the caller to judge; that the session had it once is certain.

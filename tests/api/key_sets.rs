@@ -1,0 +1,410 @@
+//! Programs whose keys are published by themselves, at a URL (JWK Sets, RFC 7517).
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use accountd::{config::Config, domain::error::Reason, grpc::pb};
+use jsonwebtoken::{Algorithm, Header};
+use pb::{
+    credential::{Detail, PublicKey, public_key::Source},
+    system_account::Kind,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinHandle,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    assertions::{Program, issue},
+    authority::Authority,
+    harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines},
+};
+
+on_both_engines! {
+    async fn a_program_publishes_its_keys_itself(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let first = Program::new(&server, Algorithm::ES256, Kind::Privileged).await;
+        let second = Program::new(&server, Algorithm::EdDSA, Kind::Service).await;
+        let account = &first.account;
+        // What it signs with from now on is not what was given to us.
+        let program = Publishing::new(&server, account, &publisher.url("/keys")).await;
+        let encrypts = json!({ "kty": "RSA", "use": "enc", "n": "AQAB", "e": "AQAB" });
+        publisher.publish(&json!({ "keys": [encrypts, jwk(&second, "2026-11")] }));
+        let tokens = program.issue(&anonymous, &second, "2026-11").await.expect("a token");
+        assert_eq!(publisher.asked(), ["GET /keys HTTP/1.1"]);
+        let introspected = server.operator().await.introspect(&tokens.access_token).await.expect("active");
+        assert_eq!(introspected.credential, program.credential);
+        program.issue(&anonymous, &second, "2026-11").await.expect("a token");
+        assert_eq!(publisher.asked().len(), 1, "what was fetched is kept");
+
+        // It changes keys without telling anybody: a name that is new is looked for, but not all the time.
+        let third = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        publisher.publish(&json!({ "keys": [jwk(&third, "2026-12")] }));
+        assert_refused(program.issue(&anonymous, &third, "2026-12").await, Reason::InvalidCredentials);
+        assert_eq!(publisher.asked().len(), 1);
+        server.advance_s(10);
+        program.issue(&anonymous, &third, "2026-12").await.expect("a token");
+        // The old one is gone with the set it was in.
+        assert_refused(program.issue(&anonymous, &second, "2026-11").await, Reason::InvalidCredentials);
+        assert_eq!(publisher.asked().len(), 2);
+        // Without a name, too.
+        server.advance_s(300);
+        program.issue(&anonymous, &third, "").await.expect("a token");
+        assert_eq!(publisher.asked().len(), 3);
+        // What was given to us goes on working, and needs no look elsewhere.
+        let mut header = first.header();
+        header.kid = Some(first.kid());
+        let assertion = first.sign_with(&header, &first.claims(&server, "own"));
+        issue(&anonymous, "", &assertion).await.expect("a token");
+        assert_eq!(publisher.asked().len(), 3);
+    }
+
+    async fn keys_that_cannot_be_fetched_are_believed_for_an_hour(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let program = Publishing::new(&server, &signer.account, &publisher.url("/keys")).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        publisher.answer("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+        server.advance_s(3_599);
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        assert_eq!(publisher.asked().len(), 2);
+        server.advance_s(1);
+        assert_refused(program.issue(&anonymous, &signer, "a").await, Reason::InvalidCredentials);
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        server.advance_s(10);
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+    }
+
+    async fn a_stranger_causes_one_fetch_in_ten_seconds(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let stranger = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let program = Publishing::new(&server, &signer.account, &publisher.url("/keys")).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        // All at once: one fetches, the others wait for what it brings.
+        let mut all = Vec::new();
+        for number in 0..16 {
+            let assertion = program.sign(&signer, "a", &format!("at once {number}"));
+            let anonymous = anonymous.clone();
+            all.push(tokio::spawn(async move { issue(&anonymous, "", &assertion).await }));
+        }
+        for one in all {
+            one.await.expect("no panic").expect("a token");
+        }
+        assert_eq!(publisher.asked().len(), 1);
+        server.advance_s(10);
+        for number in 0..20 {
+            let refused = program.issue(&anonymous, &stranger, &format!("unknown {number}")).await;
+            assert_refused(refused, Reason::InvalidCredentials);
+        }
+        assert_eq!(publisher.asked().len(), 2);
+        // Who claims to be somebody else has no say about where we look.
+        let nobody = program.sign(&stranger, "a", "x");
+        assert_refused(issue(&anonymous, &stranger.id(), &nobody).await, Reason::InvalidCredentials);
+        assert_eq!(publisher.asked().len(), 2);
+    }
+
+    async fn what_is_not_public_is_not_fetched(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let authority = publisher.authority.pem();
+        // As shipped: nothing of this machine or its networks is allowed.
+        let strict = engine.server_with(|config| believe(config, &authority)).await;
+        let port = publisher.address.port();
+        let signer = Program::new(&strict, Algorithm::ES256, Kind::Service).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        let anonymous = strict.anonymous().await;
+        for host in [
+            "localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001", "[::1]",
+            "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "LOCALHOST.",
+        ] {
+            let url = format!("https://{host}:{port}/keys");
+            let account = strict.create_system_account(&[]).await.0;
+            let program = Publishing::new(&strict, &account, &url).await;
+            assert_refused(program.issue(&anonymous, &signer, "a").await, Reason::InvalidCredentials);
+        }
+        assert_eq!(publisher.connections.load(Relaxed), 0, "not even a connection");
+
+        // The same URL where it is allowed, to see that it would have worked.
+        let account = server.create_system_account(&[]).await.0;
+        let allowed = Publishing::new(&server, &account, &publisher.url("/keys")).await;
+        allowed.issue(&server.anonymous().await, &signer, "a").await.expect("a token");
+        assert_eq!(publisher.connections.load(Relaxed), 1);
+    }
+
+    async fn an_answer_that_is_not_a_key_set_brings_nothing(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let keys = json!({ "keys": [jwk(&signer, "a")] }).to_string();
+        let ok = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let elsewhere = Publisher::new(&publisher.authority).await;
+        elsewhere.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        let redirect = format!(
+            "HTTP/1.1 302 Found\r\nlocation: {}\r\ncontent-length: {}\r\n\r\n{keys}",
+            elsewhere.url("/keys"), keys.len()
+        );
+        let padded = json!({ "keys": [jwk(&signer, "a")], "x": "x".repeat(64 * 1024) }).to_string();
+        let chunked = format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{padded}\r\n0\r\n\r\n", padded.len()
+        );
+        let private = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "d": "AQAB", "kid": "a" }] }).to_string();
+        for (what, answer) in [
+            ("an error with keys", format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{keys}", keys.len())),
+            ("keys elsewhere", redirect),
+            ("too much", ok(&padded)),
+            ("too much, of unknown length", chunked),
+            ("cut short", format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{keys}", keys.len() + 1)),
+            ("no JSON", ok("keys")),
+            ("no set", ok("{}")),
+            ("an empty set", ok(r#"{"keys": []}"#)),
+            ("a private key", ok(&private)),
+            ("no HTTP", "keys".to_owned()),
+            ("nothing", String::new()),
+        ] {
+            let account = server.create_system_account(&[]).await.0;
+            let program = Publishing::new(&server, &account, &publisher.url("/keys")).await;
+            publisher.answer(&answer);
+            let asked = publisher.asked().len();
+            server.advance_s(10);
+            let refused = program.issue(&anonymous, &signer, "a").await.expect_err(what);
+            assert_eq!(crate::harness::reason_of(&refused), "INVALID_CREDENTIALS", "{what}");
+            assert_eq!(publisher.asked().len(), asked + 1, "{what}");
+            publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+            server.advance_s(10);
+            program.issue(&anonymous, &signer, "a").await.expect(what);
+            server.advance_s(3_600);
+        }
+        assert_eq!(elsewhere.connections.load(Relaxed), 0);
+        // Nobody answers, for longer than anybody waits.
+        publisher.say_nothing();
+        let account = server.create_system_account(&[]).await.0;
+        let program = Publishing::new(&server, &account, &publisher.url("/keys")).await;
+        assert_refused(program.issue(&anonymous, &signer, "a").await, Reason::InvalidCredentials);
+        // A server whose authority nobody believes.
+        let stranger = Publisher::new(&Arc::new(Authority::new("somebody"))).await;
+        stranger.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        let account = server.create_system_account(&[]).await.0;
+        let program = Publishing::new(&server, &account, &stranger.url("/keys")).await;
+        assert_refused(program.issue(&anonymous, &signer, "a").await, Reason::InvalidCredentials);
+        assert!(stranger.asked().is_empty());
+    }
+
+    async fn what_cannot_be_a_key_sets_url_is_refused(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, _) = server.create_system_account(&[]).await;
+        for bad in [
+            "", "keys", "http://billing.example/keys", "ftp://billing.example/keys",
+            "https://", "https://user:secret@billing.example/keys", "https://billing.example/#keys",
+        ] {
+            let refused = add(&operator, &account.name, Some(Source::JwksUri(bad.to_owned()))).await;
+            assert_eq!(fields_of(refused), ["credential.public_key.jwks_uri"], "{bad}");
+        }
+        let refused = add(&operator, &account.name, None).await;
+        assert_eq!(fields_of(refused), ["credential.public_key"]);
+    }
+}
+
+/// A program that program its keys, as accountd knows it.
+struct Publishing<'a> {
+    server: &'a Server,
+    uid: String,
+    credential: String,
+    signed: AtomicUsize,
+}
+
+impl<'a> Publishing<'a> {
+    async fn new(server: &'a Server, account: &pb::SystemAccount, url: &str) -> Self {
+        let operator = server.operator().await;
+        let source = Source::JwksUri(url.to_owned());
+        let made = add(&operator, &account.name, Some(source)).await;
+        let made = made.expect("a credential").credential.expect("set");
+        Self {
+            server,
+            uid: account.uid.clone(),
+            credential: made.name,
+            signed: AtomicUsize::new(0),
+        }
+    }
+
+    /// Signed for this account with the key of `signer` under some name.
+    fn sign(&self, signer: &Program, kid: &str, jti: &str) -> String {
+        let mut header: Header = signer.header();
+        header.kid = (!kid.is_empty()).then(|| kid.to_owned());
+        let mut claims = signer.claims(self.server, jti);
+        claims["iss"] = json!(self.uid);
+        claims["sub"] = json!(self.uid);
+        signer.sign_with(&header, &claims)
+    }
+
+    async fn issue(
+        &self,
+        by: &Actor,
+        signer: &Program,
+        kid: &str,
+    ) -> Result<pb::TokenSet, tonic::Status> {
+        let number = self.signed.fetch_add(1, Relaxed);
+        let assertion = self.sign(signer, kid, &format!("{kid} {number}"));
+        issue(by, "", &assertion).await
+    }
+}
+
+pub async fn add(
+    by: &Actor,
+    parent: &str,
+    source: Option<Source>,
+) -> Result<pb::CreateCredentialResponse, tonic::Status> {
+    let key = PublicKey {
+        source,
+        ..Default::default()
+    };
+    by.create_credential(parent, Detail::PublicKey(key)).await
+}
+
+/// The public half of a program's key, under a name.
+pub fn jwk(program: &Program, kid: &str) -> Value {
+    let mut jwk: Value = serde_json::from_str(&program.public()).expect("JSON");
+    jwk["kid"] = json!(kid);
+    jwk
+}
+
+/// A server that may look at this machine, and somebody who program there.
+async fn publisher_and_server(engine: Engine) -> (Publisher, Server) {
+    let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
+    let server = engine
+        .server_with(|config| publisher.is_trusted(config))
+        .await;
+    (publisher, server)
+}
+
+fn believe(config: &mut Config, authority: &str) {
+    std::fs::create_dir_all(&config.data_dir).expect("a folder");
+    let file = config.data_dir.join("outbound.pem");
+    std::fs::write(&file, authority).expect("written");
+    config.outbound.ca_file = Some(file);
+    config.outbound.timeout_s = 1;
+    config.throttle.network_free = 1_000;
+}
+
+/// Somebody's web server, which answers each request with the same.
+pub struct Publisher {
+    authority: Arc<Authority>,
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    asked: Arc<Mutex<Vec<String>>>,
+    answer: Arc<Mutex<Option<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Publisher {
+    pub async fn new(authority: &Arc<Authority>) -> Self {
+        let pair = authority.server();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(pair.chain(), pair.private())
+            .expect("a certificate");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let answer: Arc<Mutex<Option<String>>> = Arc::default();
+        let task = {
+            let (connections, asked, answer) = (
+                Arc::clone(&connections),
+                Arc::clone(&asked),
+                Arc::clone(&answer),
+            );
+            tokio::spawn(async move {
+                loop {
+                    let (stream, _) = listener.accept().await.expect("accepted");
+                    connections.fetch_add(1, Relaxed);
+                    let Ok(mut stream) = acceptor.accept(stream).await else {
+                        continue;
+                    };
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        match stream.read_u8().await {
+                            Ok(byte) => request.push(byte),
+                            Err(_) => break,
+                        }
+                    }
+                    let request = String::from_utf8(request).expect("text");
+                    let line = request.lines().next().unwrap_or_default().to_owned();
+                    asked.lock().expect("not poisoned").push(line);
+                    let answer = answer.lock().expect("not poisoned").clone();
+                    match answer {
+                        Some(answer) => {
+                            // Whoever has heard enough may have gone.
+                            let _ = stream.write_all(answer.as_bytes()).await;
+                            let _ = stream.shutdown().await;
+                        }
+                        None => {
+                            let _ = stream.read_u8().await;
+                        }
+                    }
+                }
+            })
+        };
+        Self {
+            authority: Arc::clone(authority),
+            address,
+            connections,
+            asked,
+            answer,
+            task,
+        }
+    }
+
+    /// Has a server believe this one, and look at this machine.
+    pub fn is_trusted(&self, config: &mut Config) {
+        believe(config, &self.authority.pem());
+        config.outbound.allowed_networks = vec!["127.0.0.1".to_owned(), "::1".to_owned()];
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.address.port())
+    }
+
+    pub fn publish(&self, set: &Value) {
+        let body = set.to_string();
+        let length = body.len();
+        self.answer(&format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}"
+        ));
+    }
+
+    fn answer(&self, answer: &str) {
+        *self.answer.lock().expect("not poisoned") = Some(answer.to_owned());
+    }
+
+    fn say_nothing(&self) {
+        *self.answer.lock().expect("not poisoned") = None;
+    }
+
+    /// The first line of each request.
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("not poisoned").clone()
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
