@@ -1,20 +1,18 @@
-//! What SessionService does with challenges.
+//! Challenges on their way to the person: opened by SessionService, for a sign-in, its second step or a
+//! step-up.
 
 use super::{
     call::{Call, mutate},
     convert,
     mint::Wish,
-    pb::{
-        self, ChallengeMethod, answer_challenge_request::Answer,
-        create_challenge_request::Delivery, sign_in_response,
-    },
-    secrets::{self, Answered},
-    sign_in::{self, Entry, First, Proof},
+    pb::{self, ChallengeMethod, create_challenge_request::Delivery, sign_in_response},
+    secrets,
+    sign_in::{self, Proof},
 };
 use crate::{
     domain::{
         assurance::Factor,
-        challenge::{self, Challenge, Next, Purpose, Question, SignIn},
+        challenge::{self, Challenge, Purpose, Question, SignIn},
         credential::Kind,
         error::{Error, Fields, Reason, Result},
         identifier,
@@ -28,7 +26,7 @@ use crate::{
         db::{Isolation, Read},
         events,
         factors::{self, Factor as Stored},
-        sessions, transact, users,
+        transact, users,
     },
 };
 
@@ -190,111 +188,6 @@ pub(super) async fn ask(
         result: Some(sign_in_response::Result::Challenge(challenge)),
         device_token: String::new(),
     })
-}
-
-/// Completes a sign-in, asks for its next step, or raises a session.
-pub(super) async fn answer(
-    call: &Call,
-    request: pb::AnswerChallengeRequest,
-) -> Result<pb::SignInResponse> {
-    let Some(answer) = &request.answer else {
-        return Err(Error::field("answer", "is required"));
-    };
-    if let Some(first) = call.first_answer().await? {
-        return again(call, &first).await;
-    }
-    match answer_first(call, &request.name, answer).await {
-        Ok(response) => Ok(response),
-        // Perhaps because the first attempt of this request has meanwhile succeeded.
-        Err(refusal) => again(call, &call.first_answer_or(refusal).await?).await,
-    }
-}
-
-async fn answer_first(call: &Call, name: &str, answer: &Answer) -> Result<pb::SignInResponse> {
-    let answered = secrets::answer(call, name, answer).await?;
-    let question = &answered.challenge.question;
-    let wish = Wish {
-        audience: question.audience.clone(),
-        scopes: question.scopes.clone(),
-    };
-    let (user, factor) = (answered.owner.id, answered.factor);
-    match &question.purpose {
-        Purpose::StepUp(session) => step_up(call, &answered, *session, &wish).await,
-        Purpose::SignIn(begun) => {
-            match begun.next(
-                factor,
-                answered.credential,
-                answered.owner.has_second_factor,
-            ) {
-                Next::Ask => {
-                    let begun = begun.clone().after(factor, answered.credential);
-                    ask(call, user, begun, wish, Proof::Answer(&answered)).await
-                }
-                Next::Done { shown, credential } => {
-                    let password = answered.owner.password.as_ref();
-                    let entry = Entry {
-                        user,
-                        lifecycle: &answered.owner.lifecycle,
-                        shown,
-                        credential,
-                        device: begun.device.clone(),
-                        known_device: begun.known_device,
-                        password: password.map(|(_, hash)| hash),
-                        proof: Proof::Answer(&answered),
-                    };
-                    sign_in::complete(call, entry, &wish).await
-                }
-            }
-        }
-    }
-}
-
-/// The tokens of the session that the first call of this request made or raised.
-async fn again(call: &Call, first: &First) -> Result<pb::SignInResponse> {
-    let mut db = call.db().read().await?;
-    let session = first.session(&mut db, call).await?;
-    let owner = users::find_with_password(&mut db, session.user).await?;
-    drop(db);
-    let owner = owner.filter(|owner| owner.lifecycle.may_act(call.now));
-    let owner = owner.ok_or_else(Error::invalid_credentials)?;
-    let tokens = sign_in::tokens(call, &session, &owner.lifecycle, &first.wish()).await?;
-    Ok(sign_in::response(call, tokens, String::new()))
-}
-
-/// Raises the assurance of a session and gives it a new pair of tokens: whoever has the old refresh
-/// token has not shown what was shown now (ASVS 7.2.4).
-async fn step_up(
-    call: &Call,
-    answered: &Answered,
-    id: SessionId,
-    wish: &Wish,
-) -> Result<pb::SignInResponse> {
-    let user = answered.owner.id;
-    let session = transact!(
-        call.attempts(Isolation::ReadCommitted),
-        attempts | tx | {
-            call.require_standing(tx).await?;
-            answered.redeem(tx, call).await?;
-            let found = sessions::find(tx, user, id).await?;
-            let found = found.filter(|session| session.is_live(call.now));
-            let ended = || Error::Unauthenticated(Reason::ChallengeEnded);
-            let mut session = found.ok_or_else(ended)?;
-            let from = session.family.generation;
-            let lifetimes = call.app().config.session_lifetimes();
-            session.step_up(answered.factor, call.now, lifetimes);
-            if !sessions::step_up(tx, &session, from).await? {
-                return Err(Error::Conflict);
-            }
-            let event = call.event_of("session.stepped_up");
-            let event = event.about(session.name(), Some(user.into()));
-            let event = event.detail("amr", session.shown.amr.join(" "));
-            events::append(tx, &event).await?;
-            call.record(tx, &First::of(&session, wish)).await?;
-            session
-        }
-    )?;
-    let tokens = sign_in::tokens(call, &session, &answered.owner.lifecycle, wish).await?;
-    Ok(sign_in::response(call, tokens, String::new()))
 }
 
 /// What a challenge is made of; nothing is stored yet.

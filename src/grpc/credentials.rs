@@ -24,7 +24,7 @@ use crate::{
         filter,
         grant::Permission,
         key_set::KeySetUri,
-        name::{AccountId, CredentialId},
+        name::{AccountId, CredentialId, SystemAccountId},
         network::{self, MAX_CIDRS},
         page, role,
         secret::{self, Secret},
@@ -318,12 +318,12 @@ async fn create_secret(
     kind: Kind,
     input: &pb::Credential,
 ) -> Result<pb::CreateCredentialResponse> {
-    let mut credential = of_program(call, Fields::new(), parent, kind, input)?;
     let written = secret_kind(kind).ok_or_else(|| not_allowed(parent, kind))?;
+    let (id, mut credential) = of_program(call, Fields::new(), parent, kind, input)?;
     let secret = Secret::new(written, &call.app().random.bytes::<32>());
     credential.hint = secret.hint();
     let kept = Kept::Digest(&secret.digest());
-    store(call, &credential, kept, &secret.text()).await
+    store(call, id, &credential, kept, &secret.text()).await
 }
 
 /// A key of a program, of which we have the public half or know where it is published.
@@ -349,9 +349,9 @@ async fn create_public_key(
             None
         }
     };
-    let mut credential = of_program(call, fields, parent, Kind::PublicKey, input)?;
+    let (id, mut credential) = of_program(call, fields, parent, Kind::PublicKey, input)?;
     credential.parameters = key;
-    store(call, &credential, Kept::Material(&[]), "").await
+    store(call, id, &credential, Kept::Material(&[]), "").await
 }
 
 /// The certificates of a program, by the name that an authority of ours puts into them.
@@ -370,25 +370,25 @@ async fn create_certificate(
     let san = fields.take("credential.certificate.san", san);
     let sha256 = client_certificate::parse_sha256(&certificate.sha256);
     let sha256 = fields.take("credential.certificate.sha256", sha256);
-    let mut credential = of_program(call, fields, parent, Kind::Certificate, input)?;
+    let (id, mut credential) = of_program(call, fields, parent, Kind::Certificate, input)?;
     credential.parameters = san.zip(sha256).map(|(san, sha256)| {
         let identity = client_certificate::Identity { san, sha256 };
         Parameters::Certificate(identity)
     });
-    store(call, &credential, Kept::Material(&[]), "").await
+    store(call, id, &credential, Kept::Material(&[]), "").await
 }
 
-/// A new credential of a program with what the message says of it; `fields` may know more that is wrong.
+/// A program, and a new credential of it with what the message says; `fields` may know more that is wrong.
 fn of_program(
     call: &Call,
     mut fields: Fields,
     parent: AccountId,
     kind: Kind,
     input: &pb::Credential,
-) -> Result<Credential> {
-    if !matches!(parent, AccountId::System(_)) {
+) -> Result<(SystemAccountId, Credential)> {
+    let AccountId::System(account) = parent else {
         return Err(not_allowed(parent, kind));
-    }
+    };
     let edits = edits(&mut fields, &WRITABLE, input, call.now);
     fields.finish()?;
     let id = CredentialId(call.new_uuid());
@@ -396,20 +396,18 @@ fn of_program(
     for edit in edits {
         credential.edit(edit)?;
     }
-    Ok(credential)
+    Ok((account, credential))
 }
 
 /// Stores a credential of a program, if it may have one like that.
 async fn store(
     call: &Call,
+    id: SystemAccountId,
     credential: &Credential,
     kept: Kept<'_>,
     secret: &str,
 ) -> Result<pb::CreateCredentialResponse> {
     let (parent, kind) = (credential.account, credential.kind);
-    let AccountId::System(id) = parent else {
-        return Err(not_allowed(parent, kind));
-    };
     let response = mutate!(call, |tx| {
         let account = system_accounts::find(tx, id).await?;
         let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;

@@ -59,12 +59,7 @@ pub(super) async fn create_totp(
     let mut secret = zeroize::Zeroizing::new(app.random.bytes::<32>().to_vec());
     secret.truncate(parameters.algorithm.secret_bytes());
     let generator = Generator::new(parameters, secret);
-    let context = secrets::sealed_for(user.id, credential.id);
-    let nonce = app.random.bytes();
-    let sealed = app
-        .keys
-        .totp_secrets
-        .seal(nonce, &context, generator.secret());
+    let sealed = secrets::totp::seal(call, user.id, credential.id, &generator);
     credential.parameters = Some(Parameters::Totp(parameters));
     let service = &app.config.sign_in.service_name;
     let uri = generator.uri(service, username(&user));
@@ -181,7 +176,7 @@ pub(super) async fn confirm(
             ));
         }
         Some(Proof::TotpCode(code)) => {
-            let generator = secrets::open_generator(call, user, &stored);
+            let generator = secrets::totp::open(call, user, &stored);
             let generator = generator.ok_or_else(|| wrong_kind("totp_code"))?;
             let step = secrets::confirm_totp(call, user, session, &generator, &code).await?;
             (None, Some(step))

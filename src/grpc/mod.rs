@@ -5,6 +5,7 @@
 //! Invariant: tonic, prost and the generated code are named in this folder and in `server`, nowhere
 //! else.
 
+mod answers;
 pub mod body;
 pub mod call;
 mod challenges;

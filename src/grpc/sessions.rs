@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    Reply,
+    Reply, answers,
     call::{Call, mutate},
     challenges, convert,
     mint::Wish,
@@ -119,7 +119,7 @@ impl pb::session_service_server::SessionService for Sessions {
         request: Request<pb::AnswerChallengeRequest>,
     ) -> Reply<pb::SignInResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        Ok(Response::new(challenges::answer(&call, request).await?))
+        Ok(Response::new(answers::answer(&call, request).await?))
     }
 
     async fn refresh_session(

@@ -7,7 +7,7 @@ use super::{
     credentials::{credential, credential_columns},
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
-    sql::{Row, sql},
+    sql::{Row, Sql, sql},
 };
 use crate::domain::{
     account::State,
@@ -275,8 +275,7 @@ pub async fn due_for_purge(
 ) -> Result<Vec<SystemAccountId>> {
     let sql =
         sql!("SELECT id FROM system_accounts WHERE purge_time <= $1 ORDER BY purge_time LIMIT $2");
-    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
-        .await
+    ids(db, sql.bind(now).bind(limit)).await
 }
 
 /// Accounts whose suspension is over.
@@ -288,8 +287,7 @@ pub async fn due_for_resume(
     let sql = sql!(
         "SELECT id FROM system_accounts WHERE state = 'SUSPENDED' AND state_until_time <= $1 LIMIT $2"
     );
-    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
-        .await
+    ids(db, sql.bind(now).bind(limit)).await
 }
 
 /// Accounts whose seal has closed by itself.
@@ -302,8 +300,7 @@ pub async fn due_to_reseal(
         "SELECT id FROM system_accounts WHERE unsealed_until_time <= $1
          ORDER BY unsealed_until_time LIMIT $2"
     );
-    db.page(sql.bind(now).bind(limit), |row| row.get("id"))
-        .await
+    ids(db, sql.bind(now).bind(limit)).await
 }
 
 /// Active accounts whose owner was deleted before `before`, or had expired by then.
@@ -320,10 +317,13 @@ pub async fn due_to_suspend(
         "SELECT id FROM system_accounts
          WHERE owner_id IN (SELECT id FROM users WHERE expire_time <= $1) AND state = 'ACTIVE' LIMIT $2"
     );
-    let id = |row: &Row| row.get("id");
-    let mut due = db.page(deleted.bind(before).bind(limit), id).await?;
-    due.extend(db.page(expired.bind(before).bind(limit), id).await?);
+    let mut due = ids(db, deleted.bind(before).bind(limit)).await?;
+    due.extend(ids(db, expired.bind(before).bind(limit)).await?);
     Ok(due)
+}
+
+async fn ids(db: &mut Read, sql: Sql) -> Result<Vec<SystemAccountId>> {
+    db.page(sql, |row| row.get("id")).await
 }
 
 /// Removes an account and everything that belongs to it but events. Still deleted and still due, or

@@ -125,6 +125,14 @@ pub struct PasswordOwner {
     pub has_second_factor: bool,
 }
 
+macro_rules! owner_columns {
+    () => {
+        "u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id, c.password_hash, \
+         EXISTS (SELECT 1 FROM credentials f WHERE f.account_id = u.id AND f.kind IN ('totp', 'passkey') \
+            AND f.state = 'ACTIVE') AS has_second_factor"
+    };
+}
+
 /// The statements that find an owner always yield one row, empty for nobody, so that finding nobody
 /// takes no less time.
 fn password_owner(row: &Row) -> Result<Option<PasswordOwner>> {
@@ -152,12 +160,9 @@ fn password_owner(row: &Row) -> Result<Option<PasswordOwner>> {
 
 pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
-        "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
-            c.password_hash,
-            EXISTS (SELECT 1 FROM credentials f
-                WHERE f.account_id = u.id AND f.kind IN ('totp', 'passkey')
-                    AND f.state = 'ACTIVE') AS has_second_factor
-         FROM (SELECT 1) AS always
+        "SELECT ",
+        owner_columns!(),
+        " FROM (SELECT 1) AS always
          LEFT JOIN login_identifiers i ON i.kind = 'username' AND i.value_key = $1
          LEFT JOIN users u ON u.id = i.user_id
          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"
@@ -167,12 +172,9 @@ pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<Passwor
 
 pub async fn find_with_password(db: &mut Read, id: UserId) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
-        "SELECT u.id, u.state, u.state_until_time, u.expire_time, c.id AS credential_id,
-            c.password_hash,
-            EXISTS (SELECT 1 FROM credentials f
-                WHERE f.account_id = u.id AND f.kind IN ('totp', 'passkey')
-                    AND f.state = 'ACTIVE') AS has_second_factor
-         FROM (SELECT 1) AS always
+        "SELECT ",
+        owner_columns!(),
+        " FROM (SELECT 1) AS always
          LEFT JOIN users u ON u.id = $1
          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"
     );

@@ -40,10 +40,10 @@ const FREE: [(&str, &str); 8] = [
     ),
     ("redeem", "uses up an answer that was paid for"),
     (
-        "open_generator",
+        "open",
         "decrypts what a code is then compared with, by somebody who pays",
     ),
-    ("sealed_for", "makes what a secret is encrypted for"),
+    ("seal", "encrypts the secret of a generator"),
     ("seal_hash", "encrypts a hash that comes in"),
     ("new_password", "says whether a new password will do"),
     ("password_credential", "makes a credential"),

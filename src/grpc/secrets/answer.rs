@@ -4,20 +4,20 @@ use std::net::IpAddr;
 
 use uuid::Uuid;
 
-use super::charge::{self, Payer, attempted};
+use super::{
+    charge::{self, Payer, attempted},
+    totp,
+};
 use crate::{
     domain::{
         assurance::Factor,
         challenge::{self, Challenge, Purpose},
         credential::{Kind, Parameters},
         error::{Error, Reason, Result},
-        event::Event,
-        name::{CredentialId, SessionId, UserId},
+        name::{CredentialId, UserId},
         passkey::{self, Passkey},
         recovery_code::{self, RecoveryCode},
         secret::{self, Digest, Secret},
-        throttle::Subject,
-        totp::Generator,
     },
     grpc::{call::Call, pb::answer_challenge_request::Answer},
     store::{
@@ -25,7 +25,6 @@ use crate::{
         db::Write,
         events,
         factors::{self, Factor as Stored},
-        transact,
         users::{self, PasswordOwner},
     },
 };
@@ -86,7 +85,7 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
             let address = address(call, &challenge);
             return Err(charge::refuse(call, address, event, Reason::InvalidCode).await?);
         }
-        return Err(wrong(call, event).await?);
+        return Err(charge::wrong(call, event).await?);
     };
     charge::refund(call, &charged).await?;
     Ok(Answered {
@@ -134,78 +133,8 @@ impl Answered {
     }
 }
 
-/// Checks a code of a generator that a person is enrolling; the step of time it is of.
-pub(in crate::grpc) async fn confirm_totp(
-    call: &Call,
-    user: UserId,
-    session: SessionId,
-    generator: &Generator,
-    code: &str,
-) -> Result<i64> {
-    let payer = Payer {
-        subject: Subject::SecondFactor(user.into()),
-        rule: call.app().config.second_factor_throttle(),
-        device: Some(Subject::SecondFactorDevice(session.0)),
-        address: call.address,
-    };
-    let ways = payer.ways(call);
-    charge::require_patience(&mut call.db().read().await?, call, &ways).await?;
-    let charged = charge::attempt(call, ways, None).await?;
-    if let Some(step) = generator.check(code, call.now, None) {
-        charge::refund(call, &charged).await?;
-        return Ok(step);
-    }
-    let event = attempted(call, NOT_CONFIRMED, Some(user.into()));
-    Err(wrong(call, event).await?)
-}
-
-/// The passkey that a person's browser has made for an enrolment.
-pub(in crate::grpc) async fn new_passkey(
-    call: &Call,
-    user: UserId,
-    stored: &Stored,
-    response: &str,
-) -> Result<Passkey> {
-    let ceremony = std::str::from_utf8(&stored.material).map_err(Error::internal)?;
-    let ours = call.app().passkeys.as_deref();
-    if let Some(passkey) = ours.and_then(|ours| ours.enrolled(ceremony, response)) {
-        return Ok(passkey);
-    }
-    let event = attempted(call, NOT_CONFIRMED, Some(user.into()));
-    Err(charge::refuse(call, call.address, event, Reason::InvalidCode).await?)
-}
-
-/// Writes down that a code was wrong, which has been paid for; the error to answer with.
-async fn wrong(call: &Call, event: Event) -> Result<Error> {
-    let event = Event {
-        refusal: Some(Reason::InvalidCode),
-        ..event
-    };
-    transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
-    Ok(Error::Unauthenticated(Reason::InvalidCode))
-}
-
-/// A stored generator of one-time codes.
-pub(in crate::grpc) fn open_generator(
-    call: &Call,
-    user: UserId,
-    stored: &Stored,
-) -> Option<Generator> {
-    let Some(Parameters::Totp(parameters)) = &stored.parameters else {
-        return None;
-    };
-    let context = sealed_for(user, stored.id);
-    let secret = call
-        .app()
-        .keys
-        .totp_secrets
-        .open(&context, &stored.material)?;
-    Some(Generator::new(*parameters, secret))
-}
-
-/// The types of the events of what is wrong.
+/// The type of the event of a wrong answer.
 const REFUSED: &str = "challenge.refused";
-const NOT_CONFIRMED: &str = "credential.confirmation_refused";
 
 /// The open challenge of a name that this caller opened.
 async fn find(call: &Call, name: &str) -> Result<Option<(Digest, Challenge)>> {
@@ -287,8 +216,7 @@ async fn check(
     let of_kind = |kind: Kind| stored.iter().filter(move |stored| stored.kind == kind);
     Ok(match answer {
         Answer::TotpCode(code) => of_kind(Kind::Totp).find_map(|stored| {
-            let step =
-                open_generator(call, user, stored)?.check(code, call.now, stored.used_step)?;
+            let step = totp::open(call, user, stored)?.check(code, call.now, stored.used_step)?;
             Some((Some(stored.id), Spent::Step(stored.id, step)))
         }),
         Answer::RecoveryCode(typed) => match RecoveryCode::parse(typed) {
@@ -318,9 +246,4 @@ async fn check(
             is_right.then_some((None, Spent::Nothing))
         }
     })
-}
-
-/// What a sealed secret is bound to: it opens nowhere else.
-pub(in crate::grpc) fn sealed_for(user: UserId, id: CredentialId) -> Vec<u8> {
-    [&user.0.as_bytes()[..], &id.0.as_bytes()[..]].concat()
 }

@@ -191,6 +191,16 @@ pub(super) async fn refuse(
     }
 }
 
+/// For a code that was paid for and is wrong: writes it down, and gives the error to answer with.
+pub(super) async fn wrong(call: &Call, event: Event) -> Result<Error> {
+    let event = Event {
+        refusal: Some(Reason::InvalidCode),
+        ..event
+    };
+    transact!(call.db(), |tx| { events::append(tx, &event).await? })?;
+    Ok(Error::Unauthenticated(Reason::InvalidCode))
+}
+
 /// The event of an attempt; what became of it is for the caller to say.
 pub(super) fn attempted(call: &Call, kind: &str, account: Option<AccountId>) -> Event {
     let event = call.event_of(kind);

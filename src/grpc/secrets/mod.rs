@@ -7,10 +7,13 @@
 
 mod answer;
 mod charge;
+mod enrolment;
 mod password;
 mod program;
+pub(super) mod totp;
 
-pub(super) use answer::{Answered, answer, confirm_totp, new_passkey, open_generator, sealed_for};
+pub(super) use answer::{Answered, answer};
+pub(super) use enrolment::{confirm_totp, new_passkey};
 pub(super) use password::{
     Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,
     seal_hash,
