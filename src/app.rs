@@ -81,11 +81,12 @@ impl App {
             tls,
             db,
         } = parts;
+        let metrics = Metrics::new(&hasher, db.stats(), tls.as_ref());
         Ok(Self {
             proxies: config.proxies()?,
-            key_sets: KeySets::new(&config.outbound, &clock)?,
+            key_sets: KeySets::new(&config.outbound, &clock, metrics.key_sets_failed.clone())?,
             passkeys: config.relying_party(&issuer)?.map(Box::new),
-            metrics: Metrics::new(&hasher, db.stats()),
+            metrics,
             intake: Intake::new(config.limits.max_received_bytes),
             instance: random.uuid(clock.now()),
             keyring: ArcSwap::from_pointee(keyring),
@@ -101,6 +102,13 @@ impl App {
             tls,
             db,
         })
+    }
+
+    /// Whether programs may authenticate with certificates here.
+    pub fn takes_certificates(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.takes_certificates())
     }
 
     /// The database, for somebody who can say in whose name.

@@ -1,8 +1,12 @@
 //! The command line: what operators type, and what they are told.
 
 use std::{
-    collections::HashMap, io::Write as _, path::PathBuf, process::ExitCode, sync::Arc,
-    time::Instant,
+    collections::HashMap,
+    io::Write as _,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -174,7 +178,8 @@ pub fn run() -> ExitCode {
 fn serve(config: Config) -> Result<(), String> {
     let begin = Instant::now();
     telemetry::start_logging(&config.log)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
         let server = Server::start(config, &environment()).await?;
@@ -195,7 +200,10 @@ fn serve(config: Config) -> Result<(), String> {
         tracing::info!("stopping");
         server.stop().await;
         Ok(())
-    })
+    });
+    // Looking up a name, or reading a file, may hang.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 fn recover(config: &Config) -> Result<(), String> {

@@ -115,9 +115,12 @@ section! {
         /// PEM file of its private key.
         key_file: Option<PathBuf> = None,
         /// PEM file of the authorities whose certificates programs may authenticate with. Unset: nobody
-        /// is asked for one.
+        /// is asked for one. When set, a connection that shows a certificate of somebody else is refused,
+        /// and browsers may ask people which of theirs to show.
         client_ca_file: Option<PathBuf> = None,
-        /// Seconds between looks at these files; new ones are used for new connections at once.
+        /// PEM file of their revocation lists (CRLs). When set, each of the authorities needs one, in time.
+        client_crl_file: Option<PathBuf> = None,
+        /// Seconds between looks at these files, which are used as soon as they have changed; at most an hour.
         reload_interval_s: u64 = 10,
     }
 }
@@ -294,11 +297,16 @@ section! {
 
 section! {
     Outbound {
+        /// Hosts that may be fetched from, each with all names below it; any when empty.
+        hosts: Vec<String> = Vec::new(),
         /// Networks of your own that may be fetched from, beside all public addresses.
         allowed_networks: Vec<String> = Vec::new(),
-        /// PEM file of authorities that are believed beside the public ones.
+        /// Networks that may not be fetched from although they are public: yours, if you have such.
+        denied_networks: Vec<String> = Vec::new(),
+        /// PEM file of authorities that are believed beside the public ones, which are those of Mozilla; read
+        /// at the start.
         ca_file: Option<PathBuf> = None,
-        /// Seconds for one fetch.
+        /// Seconds for one fetch, at most 10.
         timeout_s: u64 = 5,
     }
 }
@@ -650,42 +658,38 @@ pub fn environment(variables: impl Iterator<Item = (String, String)>) -> Vec<(St
         .collect()
 }
 
+/// What is promised or would harm if there were more of it.
+const AT_MOST: [(&str, i64); 9] = [
+    ("break_glass.unsealed_s", 86_400),
+    ("limits.drain_timeout_s", 25),
+    ("outbound.timeout_s", 10),
+    ("passwords.reset_lifetime_s", 86_400),
+    ("sessions.aal2_lifetime_s", 86_400),
+    ("sessions.refresh_replay_s", 60),
+    ("sign_in.challenge_lifetime_s", 600),
+    ("sign_in.enrolment_lifetime_s", 3_600),
+    ("tls.reload_interval_s", 3_600),
+];
+
 impl Config {
     /// What the types cannot say. An error is a sentence for the operator.
     fn check(&self) -> Result<(), String> {
         self.algorithm()?;
         self.proxies()?;
-        self.outbound.networks()?;
+        self.outbound.allowed()?;
+        self.outbound.denied()?;
         self.cost()
             .params()
             .map_err(|error| format!("hashing: {error}"))?;
         self.check_numbers()?;
-        if self.sessions.refresh_replay_s < 0 || self.sessions.refresh_replay_s > 60 {
-            return Err("setting `sessions.refresh_replay_s` has to be 0 to 60".to_owned());
-        }
-        if !(1..=86_400).contains(&self.passwords.reset_lifetime_s) {
-            return Err("setting `passwords.reset_lifetime_s` has to be 1 to 86400".to_owned());
-        }
-        if self.sessions.aal2_lifetime_s > 86_400 {
-            return Err("setting `sessions.aal2_lifetime_s` has to be at most 86400".to_owned());
-        }
-        if self.break_glass.unsealed_s > 86_400 {
-            return Err("setting `break_glass.unsealed_s` has to be at most 86400".to_owned());
-        }
-        if self.sign_in.challenge_lifetime_s > 600 {
-            return Err("setting `sign_in.challenge_lifetime_s` has to be at most 600".to_owned());
-        }
-        if self.sign_in.enrolment_lifetime_s > 3_600 {
-            return Err("setting `sign_in.enrolment_lifetime_s` has to be at most 3600".to_owned());
-        }
-        if self.limits.drain_timeout_s > 25 {
-            return Err("setting `limits.drain_timeout_s` has to be at most 25".to_owned());
-        }
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return Err("`tls.certificate_file` and `tls.key_file` go together".to_owned());
         }
         if self.tls.client_ca_file.is_some() && self.tls.certificate_file.is_none() {
             return Err("`tls.client_ca_file` needs `tls.certificate_file`".to_owned());
+        }
+        if self.tls.client_crl_file.is_some() && self.tls.client_ca_file.is_none() {
+            return Err("`tls.client_crl_file` needs `tls.client_ca_file`".to_owned());
         }
         if !["none", "required"].contains(&self.passkeys.attestation.as_str()) {
             return Err("setting `passkeys.attestation` has to be none or required".to_owned());
@@ -727,7 +731,7 @@ impl Config {
         self.check_plaintext()
     }
 
-    /// A limit of 0 would be none, or would let nothing through.
+    /// A limit of 0 would be none, or would let nothing through; and some are promises.
     fn check_numbers(&self) -> Result<(), String> {
         let may_be_0 = [
             "hashing.lanes",
@@ -736,9 +740,16 @@ impl Config {
             "throttle.network_free",
         ];
         for (key, value) in leaves(self) {
-            let is_0_or_less = value.parse::<i64>().is_ok_and(|number| number <= 0);
-            if is_0_or_less && !may_be_0.contains(&key.as_str()) {
-                return Err(format!("setting `{key}` has to be above 0"));
+            let Ok(number) = value.parse::<i64>() else {
+                continue;
+            };
+            let least = i64::from(!may_be_0.contains(&key.as_str()));
+            if number < least {
+                return Err(format!("setting `{key}` has to be at least {least}"));
+            }
+            let most = AT_MOST.iter().find(|(bounded, _)| *bounded == key);
+            if let Some((_, most)) = most.filter(|(_, most)| number > *most) {
+                return Err(format!("setting `{key}` has to be at most {most}"));
             }
         }
         Ok(())
@@ -929,10 +940,13 @@ impl Config {
     }
 }
 
-/// The issuer is compared byte by byte (RFC 8414 section 2): no query, no fragment, no final slash.
 impl Outbound {
-    pub fn networks(&self) -> Result<Vec<IpNet>, String> {
+    pub fn allowed(&self) -> Result<Vec<IpNet>, String> {
         networks("outbound.allowed_networks", &self.allowed_networks)
+    }
+
+    pub fn denied(&self) -> Result<Vec<IpNet>, String> {
+        networks("outbound.denied_networks", &self.denied_networks)
     }
 }
 
@@ -941,6 +955,7 @@ fn networks(setting: &str, list: &[String]) -> Result<Vec<IpNet>, String> {
     parsed.map_err(|error| format!("setting `{setting}`: {error}"))
 }
 
+/// The issuer is compared byte by byte (RFC 8414 section 2): no query, no fragment, no final slash.
 fn check_public_url(url: &str) -> Result<(), String> {
     let parsed: Result<http::Uri, _> = url.parse();
     let is_good = parsed.is_ok_and(|uri| {
@@ -1108,6 +1123,15 @@ mod tests {
             ("ACCOUNTD_PUBLIC_URL", "id.example"),
             ("ACCOUNTD_CORS__ALLOWED_ORIGINS", "*"),
             ("ACCOUNTD_TLS__KEY_FILE", "key.pem"),
+            ("ACCOUNTD_TLS__CLIENT_CA_FILE", "ca.pem"),
+            ("ACCOUNTD_TLS__RELOAD_INTERVAL_S", "0"),
+            ("ACCOUNTD_TLS__RELOAD_INTERVAL_S", "3601"),
+            ("ACCOUNTD_OUTBOUND__ALLOWED_NETWORKS", "everybody"),
+            ("ACCOUNTD_OUTBOUND__DENIED_NETWORKS", "nobody"),
+            ("ACCOUNTD_OUTBOUND__TIMEOUT_S", "11"),
+            ("ACCOUNTD_SESSIONS__REFRESH_REPLAY_S", "-1"),
+            ("ACCOUNTD_SESSIONS__REFRESH_REPLAY_S", "61"),
+            ("ACCOUNTD_BREAK_GLASS__UNSEALED_S", "86401"),
             ("ACCOUNTD_TRUSTED_PROXIES", "everybody"),
             ("ACCOUNTD_LOG__FORMAT", "xml"),
         ] {

@@ -62,9 +62,12 @@
 //!   [`domain::passkey`]
 //! - every token that is made: `grpc/mint.rs`; every token that is believed: [`domain::keyring`] and
 //!   [`domain::token::Standing`]
+//! - programs with keys of their own: [`domain::client_assertion`], [`domain::key_set`], [`key_sets`] and
+//!   [`domain::network::is_public`]; with certificates: [`domain::certificate`], [`tls`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`
-//! - what a stranger can cost: [`listener`], [`grpc::body`], [`unread`], [`grpc::layer`], [`hasher`]
+//! - what a stranger can cost: [`listener`], [`grpc::body`], [`unread`], [`grpc::layer`], [`hasher`],
+//!   [`key_sets`]
 
 pub mod domain;
 pub mod store;

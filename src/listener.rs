@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     config::Limits,
-    domain::{client_certificate::ClientCertificate, network, tally::Tally},
+    domain::{certificate::Certificate, network, tally::Tally},
     grpc::layer::Peer,
     telemetry::Connections,
     tls::Tls,
@@ -178,12 +178,23 @@ impl Connection {
         };
         let acceptor = tls.acceptor();
         let limit = Duration::from_secs(self.shared.limits.handshake_timeout_s);
-        if let Ok(Ok(stream)) = timeout(limit, acceptor.accept(stream)).await {
-            let (_, session) = stream.get_ref();
-            let chain = session.peer_certificates();
-            self.peer.certificate = chain.and_then(ClientCertificate::read).map(Arc::new);
-            self.run(stream).await;
-        }
+        let stream = match timeout(limit, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            refused => {
+                let why = refused.map_or("took too long".to_owned(), |outcome| {
+                    outcome
+                        .err()
+                        .map_or(String::new(), |error| error.to_string())
+                });
+                tracing::debug!(from = %self.peer.address, why, "no TLS handshake");
+                self.shared.metrics.handshakes_failed.inc();
+                return;
+            }
+        };
+        let (_, session) = stream.get_ref();
+        let chain = session.peer_certificates();
+        self.peer.certificate = chain.and_then(Certificate::read).map(Arc::new);
+        self.run(stream).await;
     }
 
     /// Serves one connection until it ends, has grown too old, or the server stops.

@@ -22,7 +22,7 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::{config, hasher, store};
+use crate::{config, hasher, store, tls::Tls};
 
 /// Starts logging to standard error. To be called once, by the program.
 pub fn start_logging(log: &config::Log) -> Result<(), String> {
@@ -50,6 +50,8 @@ pub struct Metrics {
     pub connections: Connections,
     passwords: Family<OutcomeLabel, Counter>,
     pub throttled: Counter,
+    /// Key sets of programs that could not be fetched.
+    pub key_sets_failed: Counter,
 }
 
 /// What a listener counts.
@@ -60,6 +62,8 @@ pub struct Connections {
     pub refused: Counter,
     /// Those that did not read what they asked for.
     pub cut: Counter,
+    /// TLS handshakes that came to nothing.
+    pub handshakes_failed: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,7 +92,11 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    pub fn new(hasher: &hasher::Hasher, store: &Arc<store::db::Stats>) -> Self {
+    pub fn new(
+        hasher: &hasher::Hasher,
+        store: &Arc<store::db::Stats>,
+        tls: Option<&Arc<Tls>>,
+    ) -> Self {
         let mut root = Registry::default();
         // Under the names that dashboards know.
         root.register_collector(Box::new(Process));
@@ -100,17 +108,27 @@ impl Metrics {
             connections: Connections::default(),
             passwords: Family::default(),
             throttled: Counter::default(),
+            key_sets_failed: Counter::default(),
             registry: Registry::default(),
         };
         registry.register("rpcs", "Finished calls", metrics.rpcs.clone());
         let help = "Time from a whole request to its answer";
         registry.register("rpc_seconds", help, metrics.rpc_seconds.clone());
         registry.register("calls", "Calls in progress", metrics.calls.clone());
-        let Connections { open, refused, cut } = metrics.connections.clone();
+        let Connections {
+            open,
+            refused,
+            cut,
+            handshakes_failed,
+        } = metrics.connections.clone();
         registry.register("connections", "Open connections", open);
         registry.register("connections_refused", "Connections above a limit", refused);
         let help = "Connections closed because their answers were not read";
         registry.register("connections_cut", help, cut);
+        let help = "TLS handshakes that came to nothing";
+        registry.register("handshakes_failed", help, handshakes_failed);
+        let help = "Key sets of programs that could not be fetched";
+        registry.register("key_sets_failed", help, metrics.key_sets_failed.clone());
         registry.register("passwords", "Passwords checked", metrics.passwords.clone());
         registry.register(
             "throttled",
@@ -121,6 +139,7 @@ impl Metrics {
             hasher: Arc::clone(hasher.stats()),
             lanes: hasher.lanes(),
             store: Arc::clone(store),
+            tls: tls.cloned(),
         }));
         Self {
             registry: root,
@@ -203,12 +222,18 @@ fn open_files() -> Option<u64> {
     u64::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()
 }
 
-/// What the hasher and the store count by themselves.
-#[derive(Debug)]
+/// What others count or know by themselves.
 struct Collected {
     hasher: Arc<hasher::Stats>,
     lanes: usize,
     store: Arc<store::db::Stats>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl fmt::Debug for Collected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Collected")
+    }
 }
 
 impl Collector for Collected {
@@ -245,15 +270,22 @@ impl Collector for Collected {
             None,
             busy.metric_type(),
         )?)?;
-        let mut gauge = |name, help, value: usize| {
-            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        let mut gauge = |name, help, value: i64| {
+            let metric = ConstGauge::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        gauge("hash_lanes", "Hashes computed at once", self.lanes)?;
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        gauge("hash_lanes", "Hashes computed at once", number(self.lanes))?;
         gauge(
             "hash_waiting",
             "Calls waiting for or in a lane",
-            self.hasher.waiting.load(Relaxed),
-        )
+            number(self.hasher.waiting.load(Relaxed)),
+        )?;
+        if let Some(tls) = &self.tls {
+            let help = "When the certificate of the listeners ends, in seconds since 1970";
+            let end = tls.expire_time().seconds();
+            gauge("tls_certificate_expire_time_seconds", help, end)?;
+        }
+        Ok(())
     }
 }

@@ -4,8 +4,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    certificate::Identity,
     client_assertion::PublicKey,
-    client_certificate::Identity,
     error::{Error, Reason, Result},
     key_set::KeySetUri,
     name::{AccountId, CredentialId},
@@ -146,7 +146,7 @@ impl Retirement {
     }
 }
 
-/// What is public of a factor and particular to its kind.
+/// What is public of a credential and particular to its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Parameters {
     Totp(totp::Parameters),
@@ -280,6 +280,21 @@ impl Credential {
             .flatten()
             .min();
         Ok(())
+    }
+
+    /// Whether it stands for one certificate and no other.
+    pub fn is_pinned(&self) -> bool {
+        matches!(&self.parameters, Some(Parameters::Certificate(it)) if it.sha256.is_some())
+    }
+
+    /// What tells it from others of its kind in the log, and its name there.
+    pub fn mark(&self) -> Option<(&'static str, &str)> {
+        match self.parameters.as_ref()? {
+            Parameters::PublicKey(key) => Some(("kid", &key.kid)),
+            Parameters::KeySet(uri) => Some(("jwks_uri", uri.as_str())),
+            Parameters::Certificate(identity) => Some(("san", &identity.san)),
+            Parameters::Totp(_) | Parameters::Passkey(_) => None,
+        }
     }
 
     pub fn is_live(&self, now: Timestamp) -> bool {

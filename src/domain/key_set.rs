@@ -26,10 +26,14 @@ impl KeySetUri {
     /// An error is the end of a sentence about it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = || "must be a URL such as https://billing.example/jwks.json".to_owned();
+        let too_long = || Err(format!("must have at most {MAX_URI_BYTES} bytes"));
         if text.len() > MAX_URI_BYTES {
-            return Err(format!("must have at most {MAX_URI_BYTES} bytes"));
+            return too_long();
         }
         let url = Url::parse(text).map_err(|_| expected())?;
+        if url.as_str().len() > MAX_URI_BYTES {
+            return too_long();
+        }
         let is_plain = url.scheme() == "https"
             && url.has_host()
             && url.username().is_empty()
@@ -44,6 +48,15 @@ impl KeySetUri {
 
     pub fn as_str(&self) -> &str {
         self.0.as_str()
+    }
+
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// Host and path, for the log: what comes after may be a secret.
+    pub fn place(&self) -> String {
+        format!("{}{}", self.host(), self.0.path())
     }
 
     /// The address that stands in it in the place of a name.
@@ -89,21 +102,32 @@ impl KeySet {
         }
     }
 
+    /// Whether it will do for somebody who names a key, or none, until there is a newer one.
+    pub fn serves(&self, kid: Option<&str>, now: Timestamp) -> bool {
+        let is_it = |key: &PublicKey| kid.is_none_or(|kid| key.kid == kid);
+        self.keys(now).iter().any(is_it)
+    }
+
     /// Whether the set is worth another look, for somebody who names a key.
     pub fn is_wanting(&self, kid: Option<&str>, now: Timestamp) -> bool {
         let is_there = |kid: &str| self.keys.iter().any(|key| key.kid == kid);
-        !self.is_younger(FRESH_S, now) || kid.is_some_and(|kid| !is_there(kid))
+        !self.is_fresh(now) || kid.is_some_and(|kid| !is_there(kid))
+    }
+
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
+        self.is_younger(FRESH_S, now)
     }
 
     fn is_younger(&self, seconds: i64, now: Timestamp) -> bool {
+        // What a clock that was wrong has left behind is not believed.
         self.fetch_time
-            .is_some_and(|time| now < time.plus_s(seconds))
+            .is_some_and(|time| time <= now && now < time.plus_s(seconds))
     }
 }
 
 /// Whether a URL may be looked at again.
 pub fn may_try(last: Option<Timestamp>, now: Timestamp) -> bool {
-    last.is_none_or(|last| now >= last.plus_s(RETRY_S))
+    last.is_none_or(|last| now < last || now >= last.plus_s(RETRY_S))
 }
 
 #[cfg(test)]
@@ -168,8 +192,13 @@ mod tests {
         assert!(!set.is_wanting(None, NOW.plus_s(299)) && set.is_wanting(None, NOW.plus_s(300)));
         assert_eq!(set.keys(NOW.plus_s(3599)).len(), 1);
         assert_eq!(set.keys(NOW.plus_s(3600)), []);
+        assert!(set.serves(None, NOW.plus_s(3599)) && set.serves(Some("a"), NOW));
+        assert!(!set.serves(Some("b"), NOW) && !set.serves(None, NOW.plus_s(3600)));
         assert!(KeySet::default().is_wanting(None, NOW));
         assert!(may_try(None, NOW) && may_try(Some(NOW), NOW.plus_s(10)));
         assert!(!may_try(Some(NOW), NOW.plus_s(9)));
+        // The clock was ahead when it was fetched.
+        assert!(set.is_wanting(Some("a"), NOW.plus_s(-1)) && may_try(Some(NOW), NOW.plus_s(-1)));
+        assert_eq!(set.keys(NOW.plus_s(-1)), []);
     }
 }

@@ -7,9 +7,9 @@
 pub mod access;
 pub mod account;
 pub mod assurance;
+pub mod certificate;
 pub mod challenge;
 pub mod client_assertion;
-pub mod client_certificate;
 pub mod credential;
 pub mod error;
 pub mod event;

@@ -1,4 +1,5 @@
-//! Addresses: where an account may call from, and which network a call is counted for.
+//! Addresses: where an account may call from, which network a call is counted for, and where on the
+//! Internet something may be fetched from.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     account::Lifecycle,
     assurance::Assurance,
-    client_certificate::ClientCertificate,
+    certificate::Certificate,
     error::Reason,
     name::{self, AccountId, SystemAccountId, UserId},
     time::{self, Timestamp},
@@ -85,7 +85,7 @@ impl Claims {
     }
 
     /// Whether the token may be used by a peer that has shown this certificate, or none.
-    pub fn may_come_with(&self, certificate: Option<&ClientCertificate>) -> bool {
+    pub fn may_come_with(&self, certificate: Option<&Certificate>) -> bool {
         let is_of = |bound: &Confirmation| {
             certificate.is_some_and(|shown| shown.thumbprint() == bound.certificate)
         };

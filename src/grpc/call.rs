@@ -21,7 +21,7 @@ use crate::{
     domain::{
         access::{self, Access, Caller, Policy, Principal},
         assurance::Demand,
-        client_certificate::ClientCertificate,
+        certificate::Certificate,
         error::{Error, Reason, Result},
         event::{Actor, Event},
         grant::{self, Permission},
@@ -66,7 +66,7 @@ pub struct Context {
     /// Where the call comes from, trusted proxies left out.
     pub address: Option<IpAddr>,
     /// What the peer has shown in the TLS handshake.
-    pub certificate: Option<Arc<ClientCertificate>>,
+    pub certificate: Option<Arc<Certificate>>,
     /// When the caller stops waiting.
     pub deadline: Instant,
 }
@@ -85,7 +85,7 @@ pub struct Call {
     /// Read once; every decision of this call is taken at this time.
     pub now: Timestamp,
     pub address: Option<IpAddr>,
-    pub certificate: Option<Arc<ClientCertificate>>,
+    pub certificate: Option<Arc<Certificate>>,
     pub user_agent: String,
     pub deadline: Instant,
     pub validate_only: bool,

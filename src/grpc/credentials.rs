@@ -14,8 +14,8 @@ use crate::{
     domain::{
         access::Proof,
         account::{self, State as AccountState},
+        certificate,
         client_assertion::PublicKey,
-        client_certificate,
         credential::{
             Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
             MAX_SECRETS, Parameters, State, WRITABLE,
@@ -231,7 +231,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         require_to_manage(&call, account)?;
         mutate!(call, |tx| {
             let credential = find_for_change(tx, &call, account, id, &request.etag).await?;
-            require_another_way_in(tx, &credential, call.now).await?;
+            require_another_way_in(tx, &call, &credential).await?;
             credentials::delete(tx, account, id).await?;
             if let AccountId::User(user) = account {
                 // What was shown with it leads nowhere any more.
@@ -341,7 +341,12 @@ async fn create_public_key(
             fields.take("credential.public_key.jwk", key)
         }
         Some(Source::JwksUri(uri)) => {
-            let uri = KeySetUri::parse(&uri).map(Parameters::KeySet);
+            let uri = KeySetUri::parse(&uri).and_then(|uri| {
+                let may_reach = call.app().key_sets.may_reach(&uri);
+                may_reach
+                    .then_some(Parameters::KeySet(uri))
+                    .ok_or_else(|| "must be at a public address".to_owned())
+            });
             fields.take("credential.public_key.jwks_uri", uri)
         }
         None => {
@@ -361,18 +366,19 @@ async fn create_certificate(
     input: &pb::Credential,
     certificate: &pb::credential::Certificate,
 ) -> Result<pb::CreateCredentialResponse> {
-    let tls = call.app().tls.as_ref();
-    if !tls.is_some_and(|tls| tls.takes_certificates()) {
-        return Err(not_allowed(parent, Kind::Certificate));
-    }
     let mut fields = Fields::new();
-    let san = client_certificate::parse_san(&certificate.san);
+    let san = certificate::parse_san(&certificate.san);
     let san = fields.take("credential.certificate.san", san);
-    let sha256 = client_certificate::parse_sha256(&certificate.sha256);
+    let sha256 = certificate::parse_sha256(&certificate.sha256);
     let sha256 = fields.take("credential.certificate.sha256", sha256);
     let (id, mut credential) = of_program(call, fields, parent, Kind::Certificate, input)?;
+    if !call.app().takes_certificates() {
+        let text = "are not asked for: set `tls.client_ca_file`";
+        let reason = Reason::CredentialKindNotAllowed;
+        return Err(Error::precondition(reason, "certificates", text));
+    }
     credential.parameters = san.zip(sha256).map(|(san, sha256)| {
-        let identity = client_certificate::Identity { san, sha256 };
+        let identity = certificate::Identity { san, sha256 };
         Parameters::Certificate(identity)
     });
     store(call, id, &credential, Kept::Material(&[]), "").await
@@ -427,7 +433,12 @@ async fn store(
         }
         credentials::insert(tx, &credential, kept).await?;
         let event = call.event().about(credential.name(), Some(parent));
-        events::append(tx, &event.detail("kind", credential.kind.name())).await?;
+        let event = event.detail("kind", credential.kind.name());
+        let event = match credential.mark() {
+            Some((name, mark)) => event.detail(name, mark),
+            None => event,
+        };
+        events::append(tx, &event).await?;
         pb::CreateCredentialResponse {
             credential: Some(shown(&credential)),
             secret: secret.to_owned(),
@@ -477,7 +488,15 @@ async fn own_credential(
 ) -> Result<Option<Credential>> {
     match call.caller.principal() {
         Some(principal) if principal.id == parent => match principal.proof {
-            Proof::Credential(id) => Ok(Some(find(db, parent, id).await?)),
+            Proof::Credential(id) => {
+                let mut own = find(db, parent, id).await?;
+                if own.kind == Kind::Certificate {
+                    // It comes with this one, and ends with it.
+                    let end = call.certificate.as_ref().map(|shown| shown.expire_time);
+                    own.expire_time = [own.expire_time, end].into_iter().flatten().min();
+                }
+                Ok(Some(own))
+            }
             Proof::Session(_) => Ok(None),
         },
         _ => Ok(None),
@@ -529,16 +548,13 @@ async fn find_for_change(
 }
 
 /// Refuses to part with the one credential that lets an operator in.
-async fn require_another_way_in(
-    db: &mut Read,
-    credential: &Credential,
-    now: Timestamp,
-) -> Result<()> {
-    let (account, id) = (credential.account, credential.id);
+async fn require_another_way_in(db: &mut Read, call: &Call, credential: &Credential) -> Result<()> {
+    let (account, id, now) = (credential.account, credential.id, call.now);
+    let certificates = call.app().takes_certificates();
     if !credential.kind.is_way_in()
         || !credential.is_live(now)
         || !is_operator(db, account, now).await?
-        || credentials::is_another_of_operators(db, account, id, now).await?
+        || credentials::is_another_of_operators(db, account, id, certificates, now).await?
     {
         return Ok(());
     }

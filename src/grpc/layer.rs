@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::{access, client_certificate::ClientCertificate, error::Error, network},
+    domain::{access, certificate::Certificate, error::Error, network},
 };
 
 /// The connection a request came in on.
@@ -39,7 +39,7 @@ pub struct Peer {
     /// Whether RPCs for administration are served here.
     pub private: bool,
     /// What it has shown in the TLS handshake.
-    pub certificate: Option<Arc<ClientCertificate>>,
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// What the layer keeps between calls.
@@ -64,6 +64,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
     let begin = Instant::now();
     let patience = patience(request.headers(), guard.app.config.request_timeout());
     let peer: Option<Peer> = request.extensions().get().cloned();
+    let address = peer.as_ref().map(|peer| peer.address);
     let path = request.uri().path().to_owned();
     let policy = access::policy(&path);
     if let Some(policy) = policy {
@@ -72,10 +73,8 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
         }
         let context = Context {
             policy,
-            address: peer
-                .as_ref()
-                .map(|peer| client(&guard.app, peer, request.headers())),
-            certificate: peer.as_ref().and_then(|peer| peer.certificate.clone()),
+            address: address.map(|peer| client(&guard.app, peer, request.headers())),
+            certificate: peer.and_then(|peer| shown(&guard.app, peer)),
             deadline: begin + patience,
         };
         request.extensions_mut().insert(context);
@@ -110,7 +109,7 @@ pub async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: 
     let span = tracing::info_span!(
         "rpc",
         name,
-        from = peer.as_ref().map(|peer| peer.address.to_string())
+        from = address.map(|address| address.to_string())
     );
     let call = async move {
         let response = next.run(request).await;
@@ -180,10 +179,16 @@ pub fn answer(status: &Status) -> Response {
         .map(Body::new)
 }
 
-fn client(app: &App, peer: &Peer, headers: &HeaderMap) -> IpAddr {
+/// What the client itself has shown: the certificate of a proxy is not that of whoever is behind it.
+fn shown(app: &App, peer: Peer) -> Option<Arc<Certificate>> {
+    let is_proxy = app.proxies.iter().any(|net| net.contains(&peer.address));
+    peer.certificate.filter(|_| !is_proxy)
+}
+
+fn client(app: &App, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let forwarded = headers.get_all("x-forwarded-for").iter();
     let forwarded: Vec<&str> = forwarded.filter_map(|value| value.to_str().ok()).collect();
-    network::canonical(network::client(peer.address, &forwarded, &app.proxies))
+    network::canonical(network::client(peer, &forwarded, &app.proxies))
 }
 
 /// How long the caller waits: its own `grpc-timeout`, if that is shorter than ours.

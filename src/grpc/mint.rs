@@ -2,7 +2,7 @@
 
 use super::{call::Call, convert, pb};
 use crate::domain::{
-    client_certificate::ClientCertificate,
+    certificate::Certificate,
     error::{Error, Result},
     grant,
     name::AccountId,
@@ -42,8 +42,8 @@ pub(super) struct Bearer<'a> {
     pub(super) account: AccountId,
     pub(super) claims: AccountClaims,
     pub(super) client_id: String,
-    /// What the token is bound to.
-    pub(super) certificate: Option<&'a ClientCertificate>,
+    /// The certificate without which the token is worth nothing.
+    pub(super) bound_to: Option<&'a Certificate>,
     /// Each limits the scopes unless it is empty.
     pub(super) ceilings: &'a [&'a [String]],
     /// Whatever ends before the token would.
@@ -74,7 +74,7 @@ pub(super) fn token(
     let app = call.app();
     let mut ends = bearer.ends;
     ends.push(held.end_time);
-    ends.extend(bearer.certificate.map(|it| Some(it.expire_time)));
+    ends.extend(bearer.bound_to.map(|it| Some(it.expire_time)));
     let grounds = Grounds {
         requested: &wish.scopes,
         granted: &held.scopes,
@@ -98,7 +98,7 @@ pub(super) fn token(
         jti: call.new_uuid(),
         client_id: bearer.client_id,
         scope: scopes.join(" "),
-        cnf: bearer.certificate.map(|it| Confirmation {
+        cnf: bearer.bound_to.map(|it| Confirmation {
             certificate: it.thumbprint(),
         }),
         account: bearer.claims,

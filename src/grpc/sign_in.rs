@@ -304,7 +304,6 @@ pub(super) async fn tokens(
     let account = AccountId::User(session.user);
     let held = mint::held(call, account, &wish.audience).await?;
     let bearer = Bearer {
-        certificate: None,
         account,
         claims: AccountClaims::User {
             sid: session.id.0,
@@ -315,6 +314,7 @@ pub(super) async fn tokens(
         client_id: session
             .client
             .map_or_else(|| OWN_CLIENT.to_owned(), |id| id.0.to_string()),
+        bound_to: None,
         ceilings: &[],
         ends: vec![Some(session.end_time()), user.expire_time],
         not_before: None,

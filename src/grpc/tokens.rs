@@ -10,12 +10,12 @@ use super::{
     convert,
     mint::{self, Bearer, Wish},
     pb,
-    secrets::{self, Presented},
+    secrets::{self, Presented, Program},
 };
 use crate::{
     app::App,
     domain::{
-        credential::{Credential, Kind as CredentialKind},
+        credential::Credential,
         error::{Error, Result},
         name::AccountId,
         secret::Kind,
@@ -39,7 +39,11 @@ impl pb::token_service_server::TokenService for Tokens {
     async fn issue_token(&self, request: Request<pb::IssueTokenRequest>) -> Reply<pb::TokenSet> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let wish = Wish::parse(&request.audience, &request.scopes)?;
-        let (account, credential) = secrets::of_program(&call, presented(&request)?).await?;
+        let Program {
+            account,
+            credential,
+            certificate,
+        } = secrets::of_program(&call, presented(&request)?).await?;
         if !account.may_ask_for(&wish.audience) {
             let text = "is not one that this account may ask tokens for";
             return Err(Error::field("audience", text).into());
@@ -71,10 +75,7 @@ impl pb::token_service_server::TokenService for Tokens {
                 credential_id: credential.id.0,
             },
             client_id: account.id.0.to_string(),
-            certificate: call
-                .certificate
-                .as_deref()
-                .filter(|_| credential.kind == CredentialKind::Certificate),
+            bound_to: certificate.as_deref(),
             ceilings: &[&account.limits.scope_ceiling, &credential.scope_ceiling],
             ends: vec![account.end_time(), credential.expire_time],
             not_before: account.tokens_not_before,
@@ -207,10 +208,9 @@ fn introspected(claims: &Claims) -> pb::IntrospectTokenResponse {
         scopes: claims.scopes(),
         issue_time: time(claims.iat),
         expire_time: time(claims.exp),
-        certificate_thumbprint: claims
-            .cnf
-            .as_ref()
-            .map_or_else(String::new, |bound| bound.certificate.clone()),
+        cnf: claims.cnf.as_ref().map(|bound| pb::Confirmation {
+            x5t_s256: bound.certificate.clone(),
+        }),
         ..pb::IntrospectTokenResponse::default()
     };
     match &claims.account {

@@ -50,7 +50,7 @@ pub fn router(app: &Arc<App>, descriptors: &[u8], grpc: Router, grpc_web: Router
         gateway: Gateway::new(app, &pool, grpc.clone(), limit),
         grpc,
         translated: grpc_web,
-        metadata: well_known::metadata_of(&app.issuer),
+        metadata: well_known::metadata_of(&app.issuer, app.takes_certificates()),
         webauthn: app.passkeys.as_deref().map(well_known::webauthn_of),
         openapi: openapi::document(&pool, &app.issuer).into(),
     });

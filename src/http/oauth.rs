@@ -141,7 +141,8 @@ async fn issue(web: &Web, parts: &http::request::Parts, body: Body) -> Result<Va
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// How the client authenticates, as fields of IssueToken: with id and secret, from the Basic header or
-/// from the form, or with an assertion, and in one of these ways only (RFC 6749 section 2.3).
+/// from the form, with an assertion, or with its id and the certificate of the connection, and in one of
+/// these ways only (RFC 6749 section 2.3).
 fn client(headers: &HeaderMap, form: &Form) -> Result<Value, OAuthError> {
     let in_form = (form.get("client_id")?, form.get("client_secret")?);
     let assertion = match (
@@ -192,7 +193,9 @@ fn client(headers: &HeaderMap, form: &Form) -> Result<Value, OAuthError> {
             .eq_ignore_ascii_case("basic")
             .then_some((decode(id)?, decode(secret)?))
     };
-    let (id, secret) = basic().ok_or_else(|| invalid_client("the header cannot be read"))?;
+    let (id, secret) = basic()
+        .filter(|(_, secret)| !secret.is_empty())
+        .ok_or_else(|| invalid_client("the header cannot be read, or has no secret"))?;
     if in_form.0.is_some_and(|other| other != id) {
         return Err(OAuthError::invalid_request("two different clients at once"));
     }
@@ -220,7 +223,7 @@ fn refused(error: JsonError) -> OAuthError {
     let field = violations.next().unwrap_or_default().to_owned();
     match error.reason.as_str() {
         reason if reason == Reason::InvalidCredentials.name() => {
-            invalid_client("the client is not known or its secret is wrong")
+            invalid_client("the client is not known, or what it has shown is wrong")
         }
         reason if reason == Reason::InvalidField.name() && field.starts_with("scopes") => {
             OAuthError::new(StatusCode::BAD_REQUEST, "invalid_scope", message)

@@ -46,18 +46,24 @@ impl From<String> for Document {
 }
 
 /// What [`metadata`] answers.
-pub(super) fn metadata_of(issuer: &str) -> Document {
+pub(super) fn metadata_of(issuer: &str, takes_certificates: bool) -> Document {
     let algorithms: Vec<&str> = Algorithm::ALL
         .iter()
         .map(|algorithm| algorithm.name())
         .collect();
+    let mut methods = vec![
+        "client_secret_basic",
+        "client_secret_post",
+        "private_key_jwt",
+    ];
+    // RFC 8705 section 2.1.1.
+    methods.extend(takes_certificates.then_some("tls_client_auth"));
     let document = json!({
         "issuer": issuer,
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "token_endpoint": format!("{issuer}/oauth2/token"),
-        "token_endpoint_auth_methods_supported": [
-            "client_secret_basic", "client_secret_post", "private_key_jwt",
-        ],
+        "token_endpoint_auth_methods_supported": methods,
+        "tls_client_certificate_bound_access_tokens": takes_certificates,
         "token_endpoint_auth_signing_alg_values_supported": algorithms,
         "grant_types_supported": ["client_credentials"],
         "acr_values_supported": [Assurance::Aal1.name(), Assurance::Aal2.name()],

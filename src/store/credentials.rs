@@ -291,11 +291,13 @@ pub async fn used(db: &mut Write, credential: &Credential, now: Timestamp) -> Re
     Ok(db.execute(sql).await? == 1)
 }
 
-/// Whether there is another credential that lets an operator in.
+/// Whether there is another credential that lets an operator in; a key or a certificate that nobody has
+/// used yet may lead nowhere.
 pub async fn is_another_of_operators(
     db: &mut Read,
     account: AccountId,
     id: CredentialId,
+    takes_certificates: bool,
     now: Timestamp,
 ) -> Result<bool> {
     let sql = sql!(
@@ -306,6 +308,8 @@ pub async fn is_another_of_operators(
          WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
             AND (g.expire_time IS NULL OR g.expire_time > $2)
             AND c.kind NOT IN ('totp', 'recovery_codes')
+            AND (c.kind NOT IN ('public_key', 'certificate') OR c.last_used_time IS NOT NULL)
+            AND (c.kind <> 'certificate' OR $5)
             AND c.state = 'ACTIVE' AND (c.expire_time IS NULL OR c.expire_time > $2)
             AND NOT (c.account_id = $3 AND c.id = $4)
             AND COALESCE(u.state, a.state) = 'ACTIVE' AND COALESCE(a.kind, '') <> 'BREAK_GLASS'
@@ -313,6 +317,7 @@ pub async fn is_another_of_operators(
          LIMIT 1"
     );
     let sql = sql.bind(role::OPERATOR).bind(now).bind(account).bind(id);
+    let sql = sql.bind(takes_certificates);
     let other = db.optional(sql, |row| row.get::<CredentialId>("id"));
     Ok(other.await?.is_some())
 }

@@ -4,8 +4,9 @@ use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use accountd::config::{Config, Tls};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -32,19 +33,58 @@ impl Authority {
         Self::make("named", params)
     }
 
-    fn make(name: &str, mut params: CertificateParams) -> Self {
+    /// One that ends at the beginning of a day.
+    pub fn ending(name: &str, (year, month, day): (i32, u8, u8)) -> Self {
+        let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(year, month, day);
+        Self::make(name, params)
+    }
+
+    fn make(name: &str, params: CertificateParams) -> Self {
+        let (params, key) = Self::parts(name, params);
+        Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
+    }
+
+    fn parts(name: &str, mut params: CertificateParams) -> (CertificateParams, KeyPair) {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
             KeyUsagePurpose::DigitalSignature,
         ];
-        let key = KeyPair::generate().expect("a key");
-        Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
+        (params, KeyPair::generate().expect("a key"))
     }
 
     pub fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    /// An authority below this one.
+    pub fn below(&self, name: &str) -> Self {
+        let (params, key) = Self::parts(name, CertificateParams::default());
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).expect("an authority"))
+    }
+
+    /// Its list of what it has revoked, from now until a day ends.
+    pub fn revokes(&self, serials: &[u64], (year, month, day): (i32, u8, u8)) -> String {
+        let time = rcgen::date_time_ymd(2026, 11, 21);
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: time,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: time,
+            next_update: rcgen::date_time_ymd(year, month, day),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.0).expect("a list");
+        list.pem().expect("PEM")
     }
 
     /// Its own certificate, in the hands of somebody who has its key.

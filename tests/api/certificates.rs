@@ -1,9 +1,12 @@
 //! Programs that authenticate with a TLS client certificate (RFC 8705), and certificates that change
 //! while the server runs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use accountd::{domain::error::Reason, grpc::pb};
@@ -13,7 +16,10 @@ use pb::{
 };
 use rcgen::{DnType, ExtendedKeyUsagePurpose};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
@@ -43,7 +49,11 @@ on_both_engines! {
         assert_eq!(me.send().await.expect("an answer").status(), 200);
         let operator = world.server.operator().await;
         let introspected = operator.introspect(&tokens.access_token).await.expect("active");
-        assert_eq!(introspected.certificate_thumbprint, thumbprint);
+        assert_eq!(introspected.cnf.map(|cnf| cnf.x5t_s256), Some(thumbprint.clone()));
+        let introspected = client.post(world.url("/v1/tokens:introspect")).bearer_auth(operator.token());
+        let introspected = introspected.json(&serde_json::json!({ "token": tokens.access_token }));
+        let introspected: Value = introspected.send().await.expect("an answer").json().await.expect("JSON");
+        assert_eq!(introspected["cnf"]["x5t#S256"], Value::from(thumbprint.as_str()));
         let list = pb::ListCredentialsRequest {
             parent: program.name.clone(),
             filter: "kind = \"certificate\"".to_owned(),
@@ -201,6 +211,190 @@ on_both_engines! {
         assert_refused(issue(&peer, &program.uid).await, Reason::InvalidCredentials);
     }
 
+    async fn an_authority_may_sign_through_another(engine: Engine) {
+        let world = World::new(engine).await;
+        let program = world.program(Kind::Service, SAN, "").await;
+        let below = world.clients.below("below");
+        let leaf = below.client(&[SAN]);
+        let whole = Pair { certificate: leaf.certificate.clone() + &below.pem(), ..leaf.clone() };
+        let peer = world.peer(Some(&whole)).await.expect("connected");
+        issue(&peer, &program.uid).await.expect("a token");
+        for (what, pair) in [
+            ("without what leads to the authority", leaf),
+            ("through an authority of somebody else", {
+                let other = Authority::new("clients").below("below");
+                let leaf = other.client(&[SAN]);
+                Pair { certificate: leaf.certificate.clone() + &other.pem(), ..leaf }
+            }),
+            ("through a program", {
+                let program = world.clients.client(&["spiffe://example/other"]);
+                let leaf = Authority::new("other").client(&[SAN]);
+                Pair { certificate: leaf.certificate.clone() + &program.certificate, ..leaf }
+            }),
+        ] {
+            let refused = match world.peer(Some(&pair)).await {
+                Ok(peer) => issue(&peer, &program.uid).await.is_err(),
+                Err(_) => true,
+            };
+            assert!(refused, "{what}");
+        }
+        let failed = metric(&world, "accountd_handshakes_failed_total").await;
+        assert!(failed >= 3, "{failed}");
+    }
+
+    async fn who_may_vouch_for_programs_is_an_authority_in_time(engine: Engine) {
+        let world = World::new(engine).await;
+        let program = world.program(Kind::Service, SAN, "").await;
+        let tls = &world.server.config.tls;
+        let file = tls.client_ca_file.as_ref().expect("set");
+        // A program's own certificate in the list would be the authority for everybody.
+        let leaf = world.clients.client(&[SAN]);
+        std::fs::write(file, world.clients.pem() + &leaf.certificate).expect("written");
+        let refused = world.reload().expect_err("no authority");
+        assert!(refused.contains("client_ca_file"), "{refused}");
+        std::fs::write(file, "").expect("written");
+        assert!(world.reload().is_err(), "nobody at all");
+
+        // One that ends at midnight, beside one that does not.
+        let short = Authority::ending("short", (2026, 11, 22));
+        std::fs::write(file, world.clients.pem() + &short.pem()).expect("written");
+        assert_eq!(world.reload(), Ok(true));
+        let by_short = world.peer(Some(&short.client(&[SAN]))).await.expect("connected");
+        let by_long = world.peer(Some(&leaf)).await.expect("connected");
+        issue(&by_short, &program.uid).await.expect("a token");
+        world.server.advance_s(12 * 3600);
+        assert_refused(issue(&by_short, &program.uid).await, Reason::InvalidCredentials);
+        // The look that comes every few seconds leaves it out.
+        assert_eq!(world.reload(), Ok(true));
+        assert_refused(issue(&by_short, &program.uid).await, Reason::InvalidCredentials);
+        issue(&by_long, &program.uid).await.expect("a token");
+        assert_eq!(world.reload(), Ok(false));
+    }
+
+    async fn a_revoked_certificate_gets_nothing(engine: Engine) {
+        let world = World::new(engine).await;
+        let program = world.program(Kind::Service, SAN, "").await;
+        let numbered = |number: u64| {
+            world.clients.issue(&[SAN], |params| params.serial_number = Some(number.into()))
+        };
+        let first = world.peer(Some(&numbered(1))).await.expect("connected");
+        let second = world.peer(Some(&numbered(2))).await.expect("connected");
+        issue(&first, &program.uid).await.expect("a token");
+        // The same server with lists, which is how it would be started.
+        let list = world.server.folder.path().join("lists.pem");
+        let revoke = |serials: &[u64]| {
+            std::fs::write(&list, world.clients.revokes(serials, (2026, 11, 22))).expect("written");
+        };
+        revoke(&[7]);
+        let mut tls = world.server.config.tls.clone();
+        tls.client_crl_file = Some(list.clone());
+        let clock = Arc::clone(&world.server.env.clock) as Arc<dyn accountd::env::Clock>;
+        let with_lists = accountd::tls::Tls::open(&tls, &clock).expect("opened").expect("TLS");
+        let certificate = |number| {
+            accountd::domain::certificate::Certificate::read(&numbered(number).chain()).expect("read")
+        };
+        let vouches = |number| with_lists.vouches_for(&certificate(number), world.server.now());
+        assert!(vouches(1) && vouches(2));
+        revoke(&[7, 1]);
+        assert_eq!(with_lists.reload(), Ok(true));
+        assert!(!vouches(1) && vouches(2));
+        // A list that is over says nothing, and no list at all is none that is good.
+        world.server.advance_s(12 * 3600);
+        assert!(!vouches(2));
+        std::fs::write(&list, Authority::new("other").revokes(&[], (2027, 1, 1))).expect("written");
+        assert_eq!(with_lists.reload(), Ok(true));
+        assert!(!vouches(2));
+        std::fs::write(&list, "").expect("written");
+        assert!(with_lists.reload().is_err());
+        // Where there are no lists nothing has changed.
+        issue(&second, &program.uid).await.expect("a token");
+    }
+
+    async fn the_certificate_of_a_proxy_is_not_its_clients(engine: Engine) {
+        let proxied = |config: &mut accountd::config::Config| {
+            config.trusted_proxies = vec!["127.0.0.1".to_owned()];
+        };
+        let world = World::with(engine, proxied).await;
+        let gateway = world.program(Kind::Service, SAN, "").await;
+        let pair = world.clients.client(&[SAN]);
+        let through = world.peer(Some(&pair)).await.expect("connected");
+        assert_refused(issue(&through, &gateway.uid).await, Reason::InvalidCredentials);
+        let form = [("grant_type", "client_credentials"), ("client_id", &gateway.uid)];
+        for forwarded in [None, Some("203.0.113.7")] {
+            let mut request = world.http(Some(&pair)).post(world.url("/oauth2/token")).form(&form);
+            if let Some(forwarded) = forwarded {
+                request = request.header("x-forwarded-for", forwarded);
+            }
+            assert_eq!(request.send().await.expect("an answer").status(), 401);
+        }
+    }
+
+    async fn what_a_certificate_makes_ends_with_it(engine: Engine) {
+        let world = World::new(engine).await;
+        let program = world.program(Kind::Service, SAN, "").await;
+        let short = world.clients.issue(&[SAN], |params| {
+            params.not_after = rcgen::date_time_ymd(2026, 11, 22);
+        });
+        let peer = world.peer(Some(&short)).await.expect("connected");
+        let tokens = issue(&peer, &program.uid).await.expect("a token");
+        let own = Actor::new(peer.channel.clone(), Some(&tokens.access_token));
+        let midnight = world.server.now().seconds() + 12 * 3600;
+        let made = [
+            own.create_secret("systemAccounts/me").await.expect("a secret"),
+            add(&own, "systemAccounts/me", "spiffe://example/other", "").await.expect("a certificate"),
+        ];
+        for made in made {
+            let end = made.credential.expect("set").expire_time.expect("it has one");
+            assert_eq!(end.seconds, midnight);
+        }
+        let created = world.server.events("credential.created").await;
+        let sans: Vec<&String> = created.iter().filter_map(|event| event.details.get("san")).collect();
+        assert!(sans.contains(&&"spiffe://example/other".to_owned()), "{sans:?}");
+    }
+
+    async fn nobody_resumes_where_certificates_are_asked_for(engine: Engine) {
+        let world = World::new(engine).await;
+        let pair = world.clients.client(&[SAN]);
+        let config = client_config(&world.pair, Some(&pair));
+        for _ in 0..3 {
+            let kind = world.dial().handshake(&config).await;
+            assert_eq!(kind, rustls::HandshakeKind::Full);
+        }
+        // Whoever shows nothing can be let in without all of it, where nobody has to.
+        let plain = engine.server_with(|config| speak_tls(config, &world.pair, None)).await;
+        let dial = Dial { address: plain.running.address, server: world.pair.clone() };
+        let config = client_config(&world.pair, None);
+        dial.handshake(&config).await;
+        assert_eq!(dial.handshake(&config).await, rustls::HandshakeKind::Resumed);
+    }
+
+    async fn files_that_change_are_used_without_being_told(engine: Engine) {
+        let world = World::with(engine, |config| config.tls.reload_interval_s = 1).await;
+        let next = world.servers.server();
+        replace(&world.server.config.tls, &next, None);
+        let seen = async {
+            while world.dial().shown().await != next.der() {}
+        };
+        tokio::time::timeout(Duration::from_secs(30), seen).await.expect("within a second or two");
+        let end = metric(&world, "accountd_tls_certificate_expire_time_seconds").await;
+        assert!(end > world.server.now().seconds());
+    }
+
+    async fn the_metadata_say_whether_certificates_are_taken(engine: Engine) {
+        let world = World::new(engine).await;
+        let plain = engine.server().await;
+        let path = "/.well-known/oauth-authorization-server";
+        for (url, client, takes) in [
+            (world.url(path), world.http(None), true),
+            (plain.url(path), reqwest::Client::new(), false),
+        ] {
+            let document: Value = client.get(url).send().await.expect("an answer").json().await.expect("JSON");
+            let methods = document["token_endpoint_auth_methods_supported"].as_array().expect("a list");
+            assert_eq!(methods.contains(&Value::from("tls_client_auth")), takes);
+            assert_eq!(document["tls_client_certificate_bound_access_tokens"], takes);
+        }
+    }
+
     async fn certificates_change_under_load_and_nothing_is_dropped(engine: Engine) {
         let world = World::new(engine).await;
         let program = world.program(Kind::Service, SAN, "").await;
@@ -301,12 +495,17 @@ struct Dial {
 
 impl World {
     async fn new(engine: Engine) -> Self {
+        Self::with(engine, |_| {}).await
+    }
+
+    async fn with(engine: Engine, change: impl FnOnce(&mut accountd::config::Config)) -> Self {
         let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
         let pair = servers.server();
         let server = engine.server_with(|config| {
             speak_tls(config, &pair, Some(&clients));
             // The tests do it themselves.
             config.tls.reload_interval_s = 3_600;
+            change(config);
         });
         let server = server.await;
         Self {
@@ -384,6 +583,20 @@ impl Dial {
         Ok(Actor::new(channel, None))
     }
 
+    /// How a new connection came about.
+    async fn handshake(&self, config: &Arc<rustls::ClientConfig>) -> rustls::HandshakeKind {
+        let stream = TcpStream::connect(self.address).await.expect("accepted");
+        let name = rustls_pki_types::ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::clone(config));
+        let mut stream = connector.connect(name, stream).await.expect("a handshake");
+        let kind = stream.get_ref().1.handshake_kind().expect("it is over");
+        let get = b"GET /v1/jwks HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(get).await.expect("sent");
+        // What resumes comes after the handshake.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        kind
+    }
+
     /// What the server shows to a new connection.
     async fn shown(&self) -> rustls_pki_types::CertificateDer<'static> {
         let stream = TcpStream::connect(self.address).await.expect("accepted");
@@ -418,6 +631,15 @@ pub async fn issue(by: &Actor, client_id: &str) -> Result<pb::TokenSet, Status> 
         ..Default::default()
     };
     Ok(by.tokens().issue_token(request).await?.into_inner())
+}
+
+/// The value of a metric.
+async fn metric(world: &World, name: &str) -> i64 {
+    let url = format!("http://{}/metrics", world.server.running.ops_address);
+    let answer = reqwest::get(url).await.expect("an answer");
+    let text = answer.text().await.expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.expect("it is there").trim().parse().expect("a number")
 }
 
 fn get(name: &str) -> pb::GetSystemAccountRequest {

@@ -125,10 +125,17 @@ on_both_engines! {
         let signer = Program::new(&strict, Algorithm::ES256, Kind::Service).await;
         publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
         let anonymous = strict.anonymous().await;
+        let operator = strict.operator().await;
+        // What is written as an address is known at once.
         for host in [
-            "localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001", "[::1]",
-            "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "LOCALHOST.",
+            "127.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001", "[::1]",
+            "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "%31%32%37.1", "１２７.1", "10.0.0.1", "169.254.169.254",
         ] {
+            let url = format!("https://{host}:{port}/keys");
+            let refused = add(&operator, &signer.account.name, Some(Source::JwksUri(url))).await;
+            assert_eq!(fields_of(refused), ["credential.public_key.jwks_uri"], "{host}");
+        }
+        for host in ["localhost", "LOCALHOST."] {
             let url = format!("https://{host}:{port}/keys");
             let account = strict.create_system_account(&[]).await.0;
             let program = Publishing::new(&strict, &account, &url).await;
@@ -143,8 +150,142 @@ on_both_engines! {
         assert_eq!(publisher.connections.load(Relaxed), 1);
     }
 
-    async fn an_answer_that_is_not_a_key_set_brings_nothing(engine: Engine) {
+    async fn the_operator_says_where_keys_may_come_from(engine: Engine) {
+        let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
+        let named = engine.server_with(|config| {
+            publisher.is_trusted(config);
+            config.outbound.hosts = vec!["keys.Example".to_owned(), "localhost".to_owned()];
+        }).await;
+        let operator = named.operator().await;
+        let account = named.create_system_account(&[]).await.0;
+        for (host, is_allowed) in [
+            ("keys.example", true),
+            ("billing.keys.example.", true),
+            ("monkeys.example", false),
+            ("keys.example.evil", false),
+            ("1.1.1.1", false),
+        ] {
+            let uri = Source::JwksUri(format!("https://{host}/keys"));
+            let added = add(&operator, &account.name, Some(uri)).await;
+            assert_eq!(added.is_ok(), is_allowed, "{host}");
+        }
+        // What is denied is denied although it is allowed.
+        let denied = engine.server_with(|config| {
+            publisher.is_trusted(config);
+            config.outbound.denied_networks = vec!["127.0.0.0/8".to_owned(), "::1".to_owned()];
+        }).await;
+        let signer = Program::new(&denied, Algorithm::ES256, Kind::Service).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        let program = Publishing::new(&denied, &signer.account, &publisher.url("/keys")).await;
+        let refused = program.issue(&denied.anonymous().await, &signer, "a").await;
+        assert_refused(refused, Reason::InvalidCredentials);
+        assert_eq!(publisher.connections.load(Relaxed), 0);
+    }
+
+    async fn whoever_has_sent_too_much_causes_no_fetch(engine: Engine) {
+        let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
+        let server = engine.server_with(|config| {
+            publisher.is_trusted(config);
+            config.throttle.network_free = 3;
+        }).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let program = Publishing::new(&server, &signer.account, &publisher.url("/keys")).await;
+        for _ in 0..4 {
+            let _ = issue(&anonymous, "", "garbage").await;
+        }
+        assert_refused(program.issue(&anonymous, &signer, "a").await, Reason::Throttled);
+        assert_eq!(publisher.connections.load(Relaxed), 0);
+    }
+
+    async fn few_wait_for_who_does_not_answer_and_nobody_else_does(engine: Engine) {
         let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let url = publisher.url("/keys");
+        let program = Publishing::new(&server, &signer.account, &url).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        // It falls silent, and somebody is waiting for it on account of a key that nobody has.
+        let gate = publisher.gate.lock().await;
+        server.advance_s(10);
+        let assertion = program.sign(&signer, "unknown", "waits");
+        let waiting = {
+            let anonymous = anonymous.clone();
+            tokio::spawn(async move { issue(&anonymous, "", &assertion).await })
+        };
+        while publisher.connections.load(Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        // The program itself goes on, also when what is known of it is old.
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        server.advance_s(300);
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        assert!(!waiting.is_finished());
+        // Of a crowd that names unknown keys a few wait; the others are answered now.
+        let mut crowd = tokio::task::JoinSet::new();
+        for number in 0..50 {
+            let (anonymous, assertion) = (anonymous.clone(), program.sign(&signer, "unknown", &number.to_string()));
+            crowd.spawn(async move { issue(&anonymous, "", &assertion).await });
+        }
+        for _ in 0..18 {
+            let refused = crowd.join_next().await.expect("one of them").expect("no panic");
+            assert_refused(refused, Reason::InvalidCredentials);
+        }
+        drop(gate);
+        assert_refused(waiting.await.expect("no panic"), Reason::InvalidCredentials);
+        while let Some(refused) = crowd.join_next().await {
+            assert_refused(refused.expect("no panic"), Reason::InvalidCredentials);
+        }
+    }
+
+    async fn who_is_suspended_while_keys_are_fetched_gets_nothing(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let account = server.create_system_account(&[]).await.0;
+        let program = Publishing::new(&server, &account, &publisher.url("/keys")).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        let gate = publisher.gate.lock().await;
+        let assertion = program.sign(&signer, "a", "1");
+        let waiting = {
+            let anonymous = anonymous.clone();
+            tokio::spawn(async move { issue(&anonymous, "", &assertion).await })
+        };
+        while publisher.connections.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let suspend = pb::SuspendSystemAccountRequest { name: account.name.clone(), ..Default::default() };
+        server.operator().await.system_accounts().suspend_system_account(suspend).await.expect("suspended");
+        drop(gate);
+        assert_refused(waiting.await.expect("no panic"), Reason::InvalidCredentials);
+        assert_eq!(publisher.asked().len(), 1, "the keys came");
+    }
+
+    async fn a_named_key_is_looked_for_where_it_is_not_known_only(engine: Engine) {
+        let (publisher, server) = publisher_and_server(engine).await;
+        let anonymous = server.anonymous().await;
+        let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let dead = Publisher::new(&publisher.authority).await;
+        dead.answer("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+        let program = Publishing::new(&server, &signer.account, &publisher.url("/keys")).await;
+        Publishing::new(&server, &signer.account, &dead.url("/keys")).await;
+        publisher.publish(&json!({ "keys": [jwk(&signer, "a")] }));
+        program.issue(&anonymous, &signer, "a").await.expect("a token");
+        let asked = dead.asked().len();
+        for _ in 0..3 {
+            server.advance_s(20);
+            program.issue(&anonymous, &signer, "a").await.expect("a token");
+        }
+        assert_eq!((publisher.asked().len(), dead.asked().len()), (1, asked));
+    }
+
+    async fn an_answer_that_is_not_a_key_set_brings_nothing(engine: Engine) {
+        let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
+        let server = engine.server_with(|config| {
+            publisher.is_trusted(config);
+            config.outbound.timeout_s = 1;
+        }).await;
         let anonymous = server.anonymous().await;
         let signer = Program::new(&server, Algorithm::ES256, Kind::Service).await;
         let keys = json!({ "keys": [jwk(&signer, "a")] }).to_string();
@@ -217,7 +358,7 @@ on_both_engines! {
     }
 }
 
-/// A program that program its keys, as accountd knows it.
+/// A program that publishes its keys, as accountd knows it.
 struct Publishing<'a> {
     server: &'a Server,
     uid: String,
@@ -280,7 +421,7 @@ pub fn jwk(program: &Program, kid: &str) -> Value {
     jwk
 }
 
-/// A server that may look at this machine, and somebody who program there.
+/// A server that may look at this machine, and somebody who publishes there.
 async fn publisher_and_server(engine: Engine) -> (Publisher, Server) {
     let publisher = Publisher::new(&Arc::new(Authority::new("publishers"))).await;
     let server = engine
@@ -294,7 +435,7 @@ fn believe(config: &mut Config, authority: &str) {
     let file = config.data_dir.join("outbound.pem");
     std::fs::write(&file, authority).expect("written");
     config.outbound.ca_file = Some(file);
-    config.outbound.timeout_s = 1;
+    config.outbound.timeout_s = 10;
     config.throttle.network_free = 1_000;
 }
 
@@ -305,6 +446,8 @@ pub struct Publisher {
     connections: Arc<AtomicUsize>,
     asked: Arc<Mutex<Vec<String>>>,
     answer: Arc<Mutex<Option<String>>>,
+    /// Held by a test, it keeps every answer back.
+    gate: Arc<tokio::sync::Mutex<()>>,
     task: JoinHandle<()>,
 }
 
@@ -324,12 +467,14 @@ impl Publisher {
         let connections = Arc::new(AtomicUsize::new(0));
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let answer: Arc<Mutex<Option<String>>> = Arc::default();
+        let gate: Arc<tokio::sync::Mutex<()>> = Arc::default();
         let task = {
             let (connections, asked, answer) = (
                 Arc::clone(&connections),
                 Arc::clone(&asked),
                 Arc::clone(&answer),
             );
+            let gate = Arc::clone(&gate);
             tokio::spawn(async move {
                 loop {
                     let (stream, _) = listener.accept().await.expect("accepted");
@@ -347,6 +492,7 @@ impl Publisher {
                     let request = String::from_utf8(request).expect("text");
                     let line = request.lines().next().unwrap_or_default().to_owned();
                     asked.lock().expect("not poisoned").push(line);
+                    drop(gate.lock().await);
                     let answer = answer.lock().expect("not poisoned").clone();
                     match answer {
                         Some(answer) => {
@@ -367,6 +513,7 @@ impl Publisher {
             connections,
             asked,
             answer,
+            gate,
             task,
         }
     }

@@ -69,7 +69,7 @@ const CRATES: [(&str, &[&str]); 27] = [
     ("rustls", &["tls.rs"]),
     ("tokio_rustls", &["tls.rs"]),
     ("webpki_roots", &["tls.rs"]),
-    ("x509_parser", &["domain/client_certificate.rs"]),
+    ("x509_parser", &["domain/certificate.rs"]),
     ("reqwest", &["key_sets.rs"]),
 ];
 

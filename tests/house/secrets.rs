@@ -28,25 +28,31 @@ const CHECKS: [&str; 14] = [
 /// What an attempt is paid with.
 const CHARGES: [&str; 2] = ["charge::attempt(", "charge::refuse("];
 
+/// Functions that others leave it to; each of them has to pay.
+const ON_BEHALF: [&str; 4] = ["of_secret(", "of_signature(", "of_certificate(", "refused("];
+
 /// Functions of the folder that others call and nobody pays for, and why.
 const FREE: [(&str, &str); 8] = [
     (
-        "known_device",
+        "password.rs: known_device",
         "shows that failures are not a stranger's, and nothing else",
     ),
     (
-        "look_up_refresh_token",
+        "mod.rs: look_up_refresh_token",
         "tells about a token, and wins nothing by it",
     ),
-    ("redeem", "uses up an answer that was paid for"),
+    ("answer.rs: redeem", "uses up an answer that was paid for"),
     (
-        "open",
+        "totp.rs: open",
         "decrypts what a code is then compared with, by somebody who pays",
     ),
-    ("seal", "encrypts the secret of a generator"),
-    ("seal_hash", "encrypts a hash that comes in"),
-    ("new_password", "says whether a new password will do"),
-    ("password_credential", "makes a credential"),
+    ("totp.rs: seal", "encrypts the secret of a generator"),
+    ("password.rs: seal_hash", "encrypts a hash that comes in"),
+    (
+        "password.rs: new_password",
+        "says whether a new password will do",
+    ),
+    ("password.rs: password_credential", "makes a credential"),
 ];
 
 #[test]
@@ -82,14 +88,17 @@ fn whoever_checks_a_secret_pays_for_it() {
         if !file.path.starts_with(HOME) || file.path.ends_with("/charge.rs") {
             continue;
         }
-        for (name, body) in public_functions(&file.tokens) {
-            let body = written(&body);
-            let is_free = FREE.iter().any(|(free, _)| *free == name);
-            let pays = CHARGES.iter().any(|charge| body.contains(charge));
-            if pays {
-                paying.push(name);
-            } else if !is_free {
-                wrong.push(format!("src/{}: {name}", file.path));
+        for function in functions(&file.tokens) {
+            let name = &function.name;
+            let is_on_behalf = ON_BEHALF.contains(&&*format!("{name}("));
+            let place = format!("{}: {name}", file.path.trim_start_matches(HOME));
+            let is_free = FREE.iter().any(|(free, _)| *free == place);
+            if !pays(&function) {
+                if is_on_behalf || function.is_public && !is_free {
+                    wrong.push(place);
+                }
+            } else if function.is_public {
+                paying.push(function.name);
             }
         }
     }
@@ -107,6 +116,14 @@ fn whoever_checks_a_secret_pays_for_it() {
     assert_eq!(paying, known);
 }
 
+fn pays(function: &Function) -> bool {
+    let body = written(&function.body);
+    CHARGES
+        .iter()
+        .chain(&ON_BEHALF)
+        .any(|charge| body.contains(charge))
+}
+
 #[test]
 fn the_check_sees_who_pays_and_who_does_not() {
     let file = File {
@@ -121,12 +138,13 @@ fn the_check_sees_who_pays_and_who_does_not() {
     };
     let text = written(&file.tokens);
     assert!(text.contains("Secret::parse(") && text.contains("generator.check("));
-    let functions = public_functions(&file.tokens);
-    let pays: Vec<(&str, bool)> = functions
+    let functions = functions(&file.tokens);
+    let seen: Vec<(&str, bool, bool)> = functions
         .iter()
-        .map(|(name, body)| (name.as_str(), written(body).contains("charge::refuse(")))
+        .map(|function| (&*function.name, function.is_public, pays(function)))
         .collect();
-    assert_eq!(pays, [("a", true), ("c", false)]);
+    let expected = [("a", true, true), ("b", false, false), ("c", true, false)];
+    assert_eq!(seen, expected);
 }
 
 /// Code without its blanks and comments.
@@ -137,27 +155,37 @@ fn written(tokens: &[TokenTree]) -> String {
     text
 }
 
-/// The functions that others may call, and what stands in their braces.
-fn public_functions(tokens: &[TokenTree]) -> Vec<(String, Vec<TokenTree>)> {
+struct Function {
+    name: String,
+    is_public: bool,
+    /// What stands in its braces.
+    body: Vec<TokenTree>,
+}
+
+fn functions(tokens: &[TokenTree]) -> Vec<Function> {
     let mut found = Vec::new();
     each_level(tokens, &mut |level| {
-        for (at, token) in level.iter().enumerate() {
-            let is = |place: usize, name: &str| matches!(level.get(place), Some(TokenTree::Ident(ident)) if ident == name);
-            if !matches!(token, TokenTree::Ident(ident) if ident == "pub") {
-                continue;
-            }
-            let mut next = at + 1;
-            next += usize::from(matches!(level.get(next), Some(TokenTree::Group(_))));
-            next += usize::from(is(next, "async"));
-            let body = level[next..].iter().find_map(|token| match token {
+        let is = |place: usize, name: &str| matches!(level.get(place), Some(TokenTree::Ident(ident)) if ident == name);
+        for at in 0..level.len() {
+            let body = level[at..].iter().find_map(|token| match token {
                 TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
                     Some(inside(group))
                 }
                 _ => None,
             });
-            if let (true, Some(name), Some(body)) = (is(next, "fn"), level.get(next + 1), body) {
-                found.push((name.to_string(), body));
-            }
+            let (true, Some(name), Some(body)) = (is(at, "fn"), level.get(at + 1), body) else {
+                continue;
+            };
+            // `pub`, `pub async`, `pub(super)`, `pub(super) async`.
+            let mut before = at.wrapping_sub(1);
+            before = before.wrapping_sub(usize::from(is(before, "async")));
+            let is_limited = matches!(level.get(before), Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis);
+            before = before.wrapping_sub(usize::from(is_limited));
+            found.push(Function {
+                name: name.to_string(),
+                is_public: is(before, "pub"),
+                body,
+            });
         }
     });
     found

@@ -97,6 +97,17 @@ pub(super) async fn attempt(
     Err(counted(call, refusal))
 }
 
+/// Whether a network may still cost something before it is known who comes from there.
+pub(super) async fn may_cost(call: &Call) -> Result<bool> {
+    let charges: Vec<Charge> = network_charge(call, call.address).into_iter().collect();
+    let mut db = call.db().read().await?;
+    match require_patience(&mut db, call, &[charges]).await {
+        Ok(()) => Ok(true),
+        Err(Error::Exhausted { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 const fn throttled(retry_after: Duration) -> Error {
     Error::Exhausted {
         reason: Reason::Throttled,

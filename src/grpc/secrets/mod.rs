@@ -18,7 +18,7 @@ pub(super) use password::{
     Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,
     seal_hash,
 };
-pub(super) use program::{Presented, of_program};
+pub(super) use program::{Presented, Program, of_program};
 
 use self::charge::attempted;
 use super::call::Call;

@@ -1,6 +1,8 @@
 //! What programs prove themselves with: a secret, a signature, or the certificate of their connection.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
 
 use super::{
     super::call::Call,
@@ -8,9 +10,10 @@ use super::{
 };
 use crate::{
     domain::{
+        certificate::Certificate,
         client_assertion,
         credential::{Credential, Kind, Parameters},
-        error::{Reason, Result},
+        error::{Error, Reason, Result},
         key_set::{KeySet, KeySetUri},
         name::{AccountId, SystemAccountId},
         network,
@@ -40,50 +43,167 @@ pub(in crate::grpc) enum Presented<'a> {
     },
 }
 
-/// The account of a program and its secret, if that is good here and now.
-pub(in crate::grpc) async fn of_program(
-    call: &Call,
-    presented: Presented<'_>,
-) -> Result<(SystemAccount, Credential)> {
-    let (id, kind, secret) = match presented {
-        Presented::Assertion {
-            client_id,
-            assertion,
-        } => return of_signer(call, client_id, assertion).await,
-        Presented::Certificate { client_id } => return of_bearer(call, client_id).await,
+/// A program that has proved itself, here and now.
+pub(in crate::grpc) struct Program {
+    pub(in crate::grpc) account: SystemAccount,
+    pub(in crate::grpc) credential: Credential,
+    /// What it has proved itself with, if that is a certificate: its tokens are worth nothing without.
+    pub(in crate::grpc) certificate: Option<Arc<Certificate>>,
+}
+
+/// The program that shows this.
+pub(in crate::grpc) async fn of_program(call: &Call, presented: Presented<'_>) -> Result<Program> {
+    match presented {
         Presented::ClientSecret { client_id, secret } => {
             let id = token::client_id(client_id);
             // Whose secret it is has to be said as well.
             let secret = id.and_then(|_| Secret::parse(secret::Kind::ClientSecret, secret));
-            (id, Kind::ClientSecret, secret)
+            of_secret(call, id, Kind::ClientSecret, secret).await
         }
         Presented::ApiKey(key) => {
             let secret = Secret::parse(secret::Kind::ApiKey, key);
-            (None, Kind::ApiKey, secret)
+            of_secret(call, None, Kind::ApiKey, secret).await
         }
-    };
-    let found = match secret {
-        None => None,
-        Some(secret) => {
-            let mut db = call.db().read().await?;
-            system_accounts::find_by_secret(&mut db, kind, &secret.digest()).await?
-        }
-    };
-    let is_good = |account: &SystemAccount, credential: &Credential| {
+        Presented::Certificate { client_id } => of_certificate(call, client_id).await,
+        Presented::Assertion {
+            client_id,
+            assertion,
+        } => of_signature(call, client_id, assertion).await,
+    }
+}
+
+async fn of_secret(
+    call: &Call,
+    id: Option<SystemAccountId>,
+    kind: Kind,
+    secret: Option<Secret>,
+) -> Result<Program> {
+    let mut found = None;
+    if let Some(secret) = secret {
+        let mut db = call.db().read().await?;
+        found = system_accounts::find_by_secret(&mut db, kind, &secret.digest()).await?;
+    }
+    let is_good = |(account, credential): &(SystemAccount, Credential)| {
         id.is_none_or(|id| account.id == id) && may_come(call, account, credential)
     };
     match found {
-        Some((account, credential)) if is_good(&account, &credential) => Ok((account, credential)),
-        found => {
-            let event = attempted(call, "token.refused", id.map(AccountId::System));
-            // Whoever uses one that has come to its end is no stranger.
-            let event = match found {
-                Some((account, credential)) => {
-                    event.about(credential.name(), Some(account.id.into()))
-                }
-                None => event,
-            };
+        Some(both) if is_good(&both) => Ok(both.into()),
+        // Whoever uses one that has come to its end is no stranger.
+        Some((account, credential)) => {
+            let event = attempted(call, REFUSED, id.map(AccountId::System));
+            let event = event.about(credential.name(), Some(account.id.into()));
             Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
+        }
+        None => Err(refused(call, id).await?),
+    }
+}
+
+/// By a key with which it has signed an assertion, which is used up here.
+async fn of_signature(call: &Call, client_id: &str, assertion: &str) -> Result<Program> {
+    let id = client_assertion::subject(assertion)
+        .filter(|id| client_id.is_empty() || token::client_id(client_id) == Some(*id));
+    let mut held = held_here(call, id, Kind::PublicKey).await?;
+    let sets = published(call, assertion, &held).await?;
+    if !sets.is_empty() {
+        // Fetching takes its time, in which the account may have come to its end.
+        held = held_here(call, id, Kind::PublicKey).await?;
+    }
+    let keys = held.iter().flat_map(|both| {
+        let keys = match &both.1.parameters {
+            Some(Parameters::PublicKey(key)) => std::slice::from_ref(key),
+            Some(Parameters::KeySet(uri)) => {
+                sets.get(uri).map_or(&[][..], |set| set.keys(call.now))
+            }
+            _ => &[],
+        };
+        keys.iter().map(move |key| (both, key))
+    });
+    let issuer = &call.app().issuer;
+    let audiences = [
+        issuer.clone(),
+        format!("{issuer}/oauth2/token"),
+        format!("{issuer}/v1/tokens:issue"),
+    ];
+    let verified =
+        id.and_then(|id| client_assertion::verify(assertion, id, keys, &audiences, call.now));
+    if let Some((both, used)) = verified {
+        let is_first = transact!(
+            charge::attempts(call),
+            attempts | tx | { client_assertions::spend(tx, both.0.id, &used).await? }
+        )?;
+        if is_first {
+            return Ok(both.clone().into());
+        }
+    }
+    Err(refused(call, id).await?)
+}
+
+/// What a program publishes of these keys, unless the one that the assertion names was given to us.
+async fn published(
+    call: &Call,
+    assertion: &str,
+    held: &[(SystemAccount, Credential)],
+) -> Result<HashMap<KeySetUri, Arc<KeySet>>> {
+    let kid = client_assertion::kid(assertion);
+    let kid = kid.as_deref();
+    let (mut uris, mut sets) = (Vec::new(), HashMap::new());
+    for (_, credential) in held {
+        match &credential.parameters {
+            Some(Parameters::PublicKey(key)) if kid == Some(&key.kid) => return Ok(sets),
+            Some(Parameters::KeySet(uri)) => uris.push(uri),
+            _ => {}
+        }
+    }
+    let key_sets = &call.app().key_sets;
+    sets.extend(uris.iter().map(|uri| ((*uri).clone(), key_sets.known(uri))));
+    let names =
+        |set: &Arc<KeySet>| kid.is_some() && set.is_fresh(call.now) && set.serves(kid, call.now);
+    let is_due = |set: &Arc<KeySet>| set.is_wanting(kid, call.now);
+    if sets.values().any(names) || !sets.values().any(is_due) || !charge::may_cost(call).await? {
+        return Ok(sets);
+    }
+    // However many there are, nobody waits longer than for one.
+    let patience = Duration::from_secs(call.app().config.outbound.timeout_s);
+    let all = async {
+        for uri in uris {
+            let set = key_sets.refresh(uri, kid, call.now).await;
+            sets.insert(uri.clone(), set);
+        }
+    };
+    // Those that did not come in time are as they were.
+    let _ = timeout(patience, all).await;
+    Ok(sets)
+}
+
+/// By the certificate of its connection.
+async fn of_certificate(call: &Call, client_id: &str) -> Result<Program> {
+    let id = token::client_id(client_id);
+    if let (Some(certificate), Some(tls)) = (&call.certificate, &call.app().tls) {
+        let mut held = held_here(call, id, Kind::Certificate).await?;
+        held.retain(|(_, credential)| match &credential.parameters {
+            Some(Parameters::Certificate(identity)) => identity.is_of(certificate),
+            _ => false,
+        });
+        // The one that says most.
+        held.sort_by_key(|(_, credential)| !credential.is_pinned());
+        if let Some(both) = held.into_iter().next()
+            && tls.vouches_for(certificate, call.now)
+        {
+            return Ok(Program {
+                certificate: Some(Arc::clone(certificate)),
+                ..both.into()
+            });
+        }
+    }
+    Err(refused(call, id).await?)
+}
+
+impl From<(SystemAccount, Credential)> for Program {
+    fn from((account, credential): (SystemAccount, Credential)) -> Self {
+        Self {
+            account,
+            credential,
+            certificate: None,
         }
     }
 }
@@ -112,95 +232,11 @@ fn may_come(call: &Call, account: &SystemAccount, credential: &Credential) -> bo
         && network::allows(&credential.allowed_cidrs, call.address)
 }
 
-/// The account of a program and the key with which it has signed an assertion, which is used up here.
-async fn of_signer(
-    call: &Call,
-    client_id: &str,
-    assertion: &str,
-) -> Result<(SystemAccount, Credential)> {
-    let id = client_assertion::subject(assertion)
-        .filter(|id| client_id.is_empty() || token::client_id(client_id) == Some(*id));
-    let mut held = held_here(call, id, Kind::PublicKey).await?;
-    let sets = published(call, assertion, &held).await;
-    if !sets.is_empty() {
-        // Fetching takes its time, in which the account may have come to its end.
-        held = held_here(call, id, Kind::PublicKey).await?;
-    }
-    let keys = held.iter().flat_map(|both| {
-        let keys = match &both.1.parameters {
-            Some(Parameters::PublicKey(key)) => std::slice::from_ref(key),
-            Some(Parameters::KeySet(uri)) => {
-                sets.get(uri).map_or(&[][..], |set| set.keys(call.now))
-            }
-            _ => &[],
-        };
-        keys.iter().map(move |key| (both, key))
-    });
-    let issuer = &call.app().issuer;
-    let audiences = [
-        issuer.clone(),
-        format!("{issuer}/oauth2/token"),
-        format!("{issuer}/v1/tokens:issue"),
-    ];
-    let verified = id
-        .and_then(|id| client_assertion::verify(assertion, id, keys, &audiences, call.now))
-        .map(|((account, credential), used)| (account.clone(), credential.clone(), used));
-    if let Some((account, credential, used)) = verified {
-        let is_first = transact!(
-            charge::attempts(call),
-            attempts | tx | { client_assertions::spend(tx, account.id, &used).await? }
-        )?;
-        if is_first {
-            return Ok((account, credential));
-        }
-    }
-    let event = attempted(call, "token.refused", id.map(AccountId::System));
-    Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
-}
+/// The type of the event when a program is not believed.
+const REFUSED: &str = "token.refused";
 
-/// What programs publish of these keys, unless the one that the assertion names was given to us.
-async fn published(
-    call: &Call,
-    assertion: &str,
-    held: &[(SystemAccount, Credential)],
-) -> HashMap<KeySetUri, Arc<KeySet>> {
-    let kid = client_assertion::kid(assertion);
-    let parameters = || held.iter().filter_map(|both| both.1.parameters.as_ref());
-    let is_named = |parameters: &Parameters| match parameters {
-        Parameters::PublicKey(key) => kid.as_ref() == Some(&key.kid),
-        _ => false,
-    };
-    let mut sets = HashMap::new();
-    if parameters().any(is_named) {
-        return sets;
-    }
-    for parameters in parameters() {
-        if let Parameters::KeySet(uri) = parameters {
-            let key_sets = &call.app().key_sets;
-            let set = key_sets.get(uri, kid.as_deref(), call.now).await;
-            sets.insert(uri.clone(), set);
-        }
-    }
-    sets
-}
-
-/// The account of a program and the credential that stands for the certificate of its connection.
-async fn of_bearer(call: &Call, client_id: &str) -> Result<(SystemAccount, Credential)> {
-    let id = token::client_id(client_id);
-    let certificate = call.certificate.as_deref().filter(|certificate| {
-        let tls = call.app().tls.as_ref();
-        tls.is_some_and(|tls| tls.vouches_for(certificate, call.now))
-    });
-    if let Some(certificate) = certificate {
-        let is_its = |(_, credential): &(SystemAccount, Credential)| match &credential.parameters {
-            Some(Parameters::Certificate(identity)) => identity.is_of(certificate),
-            _ => false,
-        };
-        let held = held_here(call, id, Kind::Certificate).await?;
-        if let Some(found) = held.into_iter().find(is_its) {
-            return Ok(found);
-        }
-    }
-    let event = attempted(call, "token.refused", id.map(AccountId::System));
-    Err(charge::refuse(call, call.address, event, Reason::InvalidCredentials).await?)
+/// Charges and writes down that somebody claims to be a program; the error to answer with.
+async fn refused(call: &Call, id: Option<SystemAccountId>) -> Result<Error> {
+    let event = attempted(call, REFUSED, id.map(AccountId::System));
+    charge::refuse(call, call.address, event, Reason::InvalidCredentials).await
 }

@@ -1,5 +1,5 @@
-//! Programs that authenticate with a TLS client certificate (RFC 8705): what a certificate says, and
-//! which certificates a credential stands for.
+//! Certificates: what they say, and which of them a credential stands for that a program authenticates
+//! with over TLS (RFC 8705).
 //!
 //! A program is known by a subject alternative name, which its authority has vouched for; common names
 //! are never read. Whether the authority is one of ours is for `tls` to say.
@@ -18,10 +18,10 @@ use super::{
 const MAX_URI_BYTES: usize = 2048;
 const MAX_DNS_BYTES: usize = 253;
 
-/// What the peer of a connection has shown in the TLS handshake, where it also proved to have the key.
+/// A certificate with those that lead from it to its authority.
 #[derive(Debug)]
-pub struct ClientCertificate {
-    /// Leaf first, as the peer sent it.
+pub struct Certificate {
+    /// Leaf first, as it was shown.
     pub chain: Vec<CertificateDer<'static>>,
     /// SHA-256 of the leaf.
     digest: Digest,
@@ -30,10 +30,13 @@ pub struct ClientCertificate {
     pub expire_time: Timestamp,
 }
 
-impl ClientCertificate {
-    /// Nothing of a chain whose leaf cannot be read.
+/// Most certificates of a chain that is looked at.
+const MAX_CHAIN: usize = 8;
+
+impl Certificate {
+    /// Nothing of a chain that is too long, or whose leaf cannot be read.
     pub fn read(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        let leaf = chain.first()?;
+        let leaf = chain.first().filter(|_| chain.len() <= MAX_CHAIN)?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         let names = certificate.subject_alternative_name().ok()?;
         let names = names.map_or(&[][..], |extension| &extension.value.general_names);
@@ -49,6 +52,16 @@ impl ClientCertificate {
     pub fn thumbprint(&self) -> String {
         BASE64URL_NOPAD.encode(&self.digest)
     }
+}
+
+/// When an authority ends, if it is one: whoever checks chains believes everything of what they are told
+/// to believe.
+pub fn authority(der: &CertificateDer<'_>) -> Option<Timestamp> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let signs = certificate.key_usage().ok()?;
+    let is_authority = certificate.is_ca() && signs.is_none_or(|usage| usage.value.key_cert_sign());
+    let end = certificate.validity().not_after.timestamp();
+    is_authority.then(|| Timestamp::from_seconds(end))
 }
 
 /// A URI as it is, or a DNS name in lower case: the one has a colon and the other none.
@@ -70,7 +83,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    pub fn is_of(&self, certificate: &ClientCertificate) -> bool {
+    pub fn is_of(&self, certificate: &Certificate) -> bool {
         let digest = HEXLOWER.encode(&certificate.digest);
         certificate.names.contains(&self.san)
             && self.sha256.as_ref().is_none_or(|pinned| *pinned == digest)
@@ -170,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_certificate_is_a_programs_by_name_and_digest() {
-        let certificate = |names: &[&str]| ClientCertificate {
+        let certificate = |names: &[&str]| Certificate {
             chain: Vec::new(),
             digest: [0xab; 32],
             names: names.iter().map(ToString::to_string).collect(),
