@@ -8,6 +8,49 @@ use ipnet::IpNet;
 /// Most networks in one list.
 pub const MAX_CIDRS: usize = 100;
 
+/// All of IPv6 that was ever given out (RFC 4291).
+const GLOBAL_UNICAST: IpNet = v6([0x2000, 0], 3);
+
+const SPECIAL: [IpNet; 18] = [
+    // "This network" (RFC 791).
+    v4([0, 0, 0, 0], 8),
+    // Private use (RFC 1918).
+    v4([10, 0, 0, 0], 8),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+    // Shared, behind the translators of carriers (RFC 6598).
+    v4([100, 64, 0, 0], 10),
+    // This machine (RFC 1122).
+    v4([127, 0, 0, 0], 8),
+    // Link-local (RFC 3927): where clouds keep secrets.
+    v4([169, 254, 0, 0], 16),
+    // Protocol assignments (RFC 6890), and relays of 6to4 (RFC 7526).
+    v4([192, 0, 0, 0], 24),
+    v4([192, 88, 99, 0], 24),
+    // Documentation (RFC 5737) and benchmarks (RFC 2544).
+    v4([192, 0, 2, 0], 24),
+    v4([198, 51, 100, 0], 24),
+    v4([203, 0, 113, 0], 24),
+    v4([198, 18, 0, 0], 15),
+    // Multicast, reserved and broadcast.
+    v4([224, 0, 0, 0], 3),
+    // Protocol assignments (RFC 2928), Teredo among them, which carries an IPv4 address.
+    v6([0x2001, 0], 23),
+    // 6to4 (RFC 3056), which does so as well.
+    v6([0x2002, 0], 16),
+    // Documentation (RFC 3849, RFC 9637).
+    v6([0x2001, 0xdb8], 32),
+    v6([0x3fff, 0], 20),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length)
+}
+
+const fn v6([a, b]: [u16; 2], length: u8) -> IpNet {
+    IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0)), length)
+}
+
 /// A network in its canonical spelling, host bits cleared: `10.0.0.0/8`, `2001:db8::/32`.
 pub fn parse_cidr(text: &str) -> Result<IpNet, String> {
     let net: IpNet = match text.parse::<IpAddr>() {
@@ -88,41 +131,6 @@ pub fn is_public(address: IpAddr) -> bool {
         IpAddr::V6(_) => GLOBAL_UNICAST.contains(&address),
     };
     is_global && !SPECIAL.iter().any(|net| net.contains(&address))
-}
-
-/// All of IPv6 that was ever given out (RFC 4291).
-const GLOBAL_UNICAST: IpNet = v6([0x2000, 0], 3);
-
-const SPECIAL: [IpNet; 18] = [
-    v4([0, 0, 0, 0], 8),
-    v4([10, 0, 0, 0], 8),
-    v4([100, 64, 0, 0], 10),
-    v4([127, 0, 0, 0], 8),
-    v4([169, 254, 0, 0], 16),
-    v4([172, 16, 0, 0], 12),
-    v4([192, 0, 0, 0], 24),
-    v4([192, 0, 2, 0], 24),
-    v4([192, 88, 99, 0], 24),
-    v4([192, 168, 0, 0], 16),
-    v4([198, 18, 0, 0], 15),
-    v4([198, 51, 100, 0], 24),
-    v4([203, 0, 113, 0], 24),
-    // Multicast, reserved and broadcast.
-    v4([224, 0, 0, 0], 3),
-    // Protocol assignments, Teredo among them, which carries an IPv4 address.
-    v6([0x2001, 0], 23),
-    v6([0x2001, 0xdb8], 32),
-    // 6to4, which does so as well.
-    v6([0x2002, 0], 16),
-    v6([0x3fff, 0], 20),
-];
-
-const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
-    IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), length)
-}
-
-const fn v6([a, b]: [u16; 2], length: u8) -> IpNet {
-    IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0)), length)
 }
 
 #[cfg(test)]

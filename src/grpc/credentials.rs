@@ -7,27 +7,20 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    convert, factors, passwords, pb,
+    convert, factors, passwords, pb, program_credentials,
 };
 use crate::{
     app::App,
     domain::{
         access::Proof,
-        account::{self, State as AccountState},
-        certificate,
-        client_assertion::PublicKey,
-        credential::{
-            Credential, DEFAULT_OVERLAP_S, Edit, Kind, MAX_LABEL, MAX_OVERLAP_S, MAX_REVOKED,
-            MAX_SECRETS, Parameters, State, WRITABLE,
-        },
+        account::{self},
+        credential::{Credential, Edit, Kind, MAX_LABEL, Parameters, State, WRITABLE},
         error::{Error, Fields, Reason, Result},
         filter,
         grant::Permission,
-        key_set::KeySetUri,
-        name::{AccountId, CredentialId, SystemAccountId},
+        name::{AccountId, CredentialId},
         network::{self, MAX_CIDRS},
         page, role,
-        secret::{self, Secret},
         session::EndReason,
         system_account::MAX_LIST,
         text,
@@ -36,7 +29,7 @@ use crate::{
     },
     store::{
         challenges,
-        credentials::{self, Cursor, Kept},
+        credentials::{self, Cursor},
         db::{Read, Write},
         events, factors as factor_store, grants,
         sessions::{self, Which},
@@ -72,14 +65,17 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 factors::create_recovery_codes(&call, parent, &input).await?
             }
             Some(Detail::ClientSecret(_)) => {
-                create_secret(&call, parent, Kind::ClientSecret, &input).await?
+                program_credentials::create_secret(&call, parent, Kind::ClientSecret, &input)
+                    .await?
             }
-            Some(Detail::ApiKey(_)) => create_secret(&call, parent, Kind::ApiKey, &input).await?,
+            Some(Detail::ApiKey(_)) => {
+                program_credentials::create_secret(&call, parent, Kind::ApiKey, &input).await?
+            }
             Some(Detail::PublicKey(key)) => {
-                create_public_key(&call, parent, &input, key.source).await?
+                program_credentials::create_public_key(&call, parent, &input, key.source).await?
             }
             Some(Detail::Certificate(certificate)) => {
-                create_certificate(&call, parent, &input, &certificate).await?
+                program_credentials::create_certificate(&call, parent, &input, &certificate).await?
             }
             None => {
                 let text = "must say which kind, such as `password` or `client_secret`";
@@ -178,50 +174,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
         request: Request<pb::RotateCredentialRequest>,
     ) -> Reply<pb::RotateCredentialResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        let (account, id) = call.child("name", &request.name, "credentials")?;
-        let id = CredentialId(id);
-        require_to_manage(&call, account)?;
-        let mut fields = Fields::new();
-        let overlap_s = convert::parse_seconds(request.overlap.as_ref(), MAX_OVERLAP_S);
-        let overlap_s = fields.take("overlap", overlap_s).flatten();
-        fields.finish()?;
-        let overlap_s = overlap_s.unwrap_or(DEFAULT_OVERLAP_S);
-        if overlap_s == 0 && call.caller.account() != Some(account) {
-            call.require("credentials.delete")?;
-        }
-        let body = call.app().random.bytes::<32>();
-        let new_id = CredentialId(call.new_uuid());
-        let response = mutate!(call, |tx| {
-            let mut old = find_for_change(tx, &call, account, id, &request.etag).await?;
-            let kind = secret_kind(old.kind).ok_or_else(|| {
-                let text = "is not a secret that accountd makes";
-                Error::precondition(Reason::CredentialKindNotAllowed, old.name(), text)
-            })?;
-            state(tx, account).await?.require(
-                &[AccountState::Active, AccountState::Suspended],
-                account,
-                call.now,
-            )?;
-            // From here on `old` is not what is stored, which may be what the caller came with.
-            let mut new = old.rotate(new_id, overlap_s, call.now)?;
-            if let Some(own) = own_credential(tx, &call, account).await? {
-                new.confine(&own)?;
-            }
-            let secret = Secret::new(kind, &body);
-            new.hint = secret.hint();
-            credentials::update(tx, &old).await?;
-            credentials::forget_all_but(tx, account, MAX_REVOKED).await?;
-            require_room(tx, account, old.kind, MAX_SECRETS).await?;
-            credentials::insert(tx, &new, Kept::Digest(&secret.digest())).await?;
-            let event = call.event().about(old.name(), Some(account));
-            let event = event.detail("replaced_by", new.name());
-            events::append(tx, &event.detail("overlap_s", overlap_s)).await?;
-            pb::RotateCredentialResponse {
-                credential: Some(shown(&new)),
-                secret: secret.text(),
-            }
-        })?;
-        Ok(Response::new(without_secret_if_dry(&call, response)))
+        let response = program_credentials::rotate(&call, request).await?;
+        Ok(Response::new(response))
     }
 
     async fn delete_credential(&self, request: Request<pb::DeleteCredentialRequest>) -> Reply<()> {
@@ -290,7 +244,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
 
 /// Looking after people is not looking after machines: their secrets need the scope for changing them
 /// as well.
-fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
+pub(super) fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
     match account {
         AccountId::System(_) if call.caller.account() != Some(account) => {
             call.require("system_accounts.update")
@@ -309,157 +263,6 @@ pub(super) fn require_own(call: &Call, parent: AccountId) -> Result<()> {
         reason: Reason::ScopeMissing,
         scopes,
     })
-}
-
-/// A secret of a program, made by us.
-async fn create_secret(
-    call: &Call,
-    parent: AccountId,
-    kind: Kind,
-    input: &pb::Credential,
-) -> Result<pb::CreateCredentialResponse> {
-    let written = secret_kind(kind).ok_or_else(|| not_allowed(parent, kind))?;
-    let (id, mut credential) = of_program(call, Fields::new(), parent, kind, input)?;
-    let secret = Secret::new(written, &call.app().random.bytes::<32>());
-    credential.hint = secret.hint();
-    let kept = Kept::Digest(&secret.digest());
-    store(call, id, &credential, kept, &secret.text()).await
-}
-
-/// A key of a program, of which we have the public half or know where it is published.
-async fn create_public_key(
-    call: &Call,
-    parent: AccountId,
-    input: &pb::Credential,
-    source: Option<pb::credential::public_key::Source>,
-) -> Result<pb::CreateCredentialResponse> {
-    use pb::credential::public_key::Source;
-    let mut fields = Fields::new();
-    let key = match source {
-        Some(Source::Jwk(jwk)) => {
-            let key = PublicKey::parse(&jwk).map(Parameters::PublicKey);
-            fields.take("credential.public_key.jwk", key)
-        }
-        Some(Source::JwksUri(uri)) => {
-            let uri = KeySetUri::parse(&uri).and_then(|uri| {
-                let may_reach = call.app().key_sets.may_reach(&uri);
-                may_reach
-                    .then_some(Parameters::KeySet(uri))
-                    .ok_or_else(|| "must be at a public address".to_owned())
-            });
-            fields.take("credential.public_key.jwks_uri", uri)
-        }
-        None => {
-            fields.refuse("credential.public_key", "must have `jwk` or `jwks_uri`");
-            None
-        }
-    };
-    let (id, mut credential) = of_program(call, fields, parent, Kind::PublicKey, input)?;
-    credential.parameters = key;
-    store(call, id, &credential, Kept::Material(&[]), "").await
-}
-
-/// The certificates of a program, by the name that an authority of ours puts into them.
-async fn create_certificate(
-    call: &Call,
-    parent: AccountId,
-    input: &pb::Credential,
-    certificate: &pb::credential::Certificate,
-) -> Result<pb::CreateCredentialResponse> {
-    let mut fields = Fields::new();
-    let san = certificate::parse_san(&certificate.san);
-    let san = fields.take("credential.certificate.san", san);
-    let sha256 = certificate::parse_sha256(&certificate.sha256);
-    let sha256 = fields.take("credential.certificate.sha256", sha256);
-    let (id, mut credential) = of_program(call, fields, parent, Kind::Certificate, input)?;
-    if !call.app().takes_certificates() {
-        let text = "are not asked for: set `tls.client_ca_file`";
-        let reason = Reason::CredentialKindNotAllowed;
-        return Err(Error::precondition(reason, "certificates", text));
-    }
-    credential.parameters = san.zip(sha256).map(|(san, sha256)| {
-        let identity = certificate::Identity { san, sha256 };
-        Parameters::Certificate(identity)
-    });
-    store(call, id, &credential, Kept::Material(&[]), "").await
-}
-
-/// A program, and a new credential of it with what the message says; `fields` may know more that is wrong.
-fn of_program(
-    call: &Call,
-    mut fields: Fields,
-    parent: AccountId,
-    kind: Kind,
-    input: &pb::Credential,
-) -> Result<(SystemAccountId, Credential)> {
-    let AccountId::System(account) = parent else {
-        return Err(not_allowed(parent, kind));
-    };
-    let edits = edits(&mut fields, &WRITABLE, input, call.now);
-    fields.finish()?;
-    let id = CredentialId(call.new_uuid());
-    let mut credential = Credential::new(id, parent, kind, call.now);
-    for edit in edits {
-        credential.edit(edit)?;
-    }
-    Ok((account, credential))
-}
-
-/// Stores a credential of a program, if it may have one like that.
-async fn store(
-    call: &Call,
-    id: SystemAccountId,
-    credential: &Credential,
-    kept: Kept<'_>,
-    secret: &str,
-) -> Result<pb::CreateCredentialResponse> {
-    let (parent, kind) = (credential.account, credential.kind);
-    let response = mutate!(call, |tx| {
-        let account = system_accounts::find(tx, id).await?;
-        let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
-        call.require_power_over(tx, parent).await?;
-        account.lifecycle.require(
-            &[AccountState::Active, AccountState::Suspended],
-            parent,
-            call.now,
-        )?;
-        if !account.kind.allows(kind) {
-            return Err(not_allowed(parent, kind));
-        }
-        require_room(tx, parent, kind, MAX_SECRETS).await?;
-        let mut credential = credential.clone();
-        if let Some(own) = own_credential(tx, call, parent).await? {
-            credential.confine(&own)?;
-        }
-        credentials::insert(tx, &credential, kept).await?;
-        let event = call.event().about(credential.name(), Some(parent));
-        let event = event.detail("kind", credential.kind.name());
-        let event = match credential.mark() {
-            Some((name, mark)) => event.detail(name, mark),
-            None => event,
-        };
-        events::append(tx, &event).await?;
-        pb::CreateCredentialResponse {
-            credential: Some(shown(&credential)),
-            secret: secret.to_owned(),
-            enrolment: None,
-        }
-    })?;
-    Ok(without_secret_if_dry(call, response))
-}
-
-/// How the secret of a credential of this kind is written, if it is one that we make.
-const fn secret_kind(kind: Kind) -> Option<secret::Kind> {
-    match kind {
-        Kind::ClientSecret => Some(secret::Kind::ClientSecret),
-        Kind::ApiKey => Some(secret::Kind::ApiKey),
-        Kind::Password
-        | Kind::Totp
-        | Kind::Passkey
-        | Kind::RecoveryCodes
-        | Kind::PublicKey
-        | Kind::Certificate => None,
-    }
 }
 
 /// Refuses one more of a kind of which an account has as many as it may.
@@ -481,7 +284,7 @@ pub(super) async fn require_room(
 }
 
 /// The credential with which an account that is its own caller has authenticated.
-async fn own_credential(
+pub(super) async fn own_credential(
     db: &mut Read,
     call: &Call,
     parent: AccountId,
@@ -528,7 +331,7 @@ pub(super) async fn find(
 }
 
 /// The credential as it is, for a caller who may change it and knows its present state.
-async fn find_for_change(
+pub(super) async fn find_for_change(
     tx: &mut Write,
     call: &Call,
     account: AccountId,

@@ -18,6 +18,8 @@ mod keys;
 pub mod layer;
 mod mint;
 mod passwords;
+mod program_credentials;
+mod seals;
 mod secrets;
 mod sessions;
 mod sign_in;

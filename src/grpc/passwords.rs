@@ -20,7 +20,7 @@ use crate::{
         foreign_hash::ForeignHash,
         identifier,
         name::{AccountId, UserId},
-        password::Password,
+        password::{Password, PasswordHash},
         secret::{self, Secret},
         session::EndReason,
         time::Timestamp,
@@ -48,7 +48,7 @@ pub(super) async fn create(
     };
     require_own(call, parent)?;
     let mut db = call.db().read().await?;
-    let (user, has_second_factor) = owner(&mut db, id).await?;
+    let owner = Owner::find(&mut db, id).await?;
     let has_password = credentials::count(&mut db, parent, Kind::Password).await? > 0;
     drop(db);
     if has_password {
@@ -58,15 +58,12 @@ pub(super) async fn create(
     }
     let mut fields = Fields::new();
     let field = "credential.password.value";
-    let password = secrets::new_password(call, &mut fields, field, typed, &user, has_second_factor);
+    let password = owner.new_password(call, &mut fields, field, typed);
     let edits = edits(&mut fields, &["label"], input, call.now);
     refuse_limits(&mut fields, input);
     fields.finish()?;
     let password = password.ok_or_else(|| Error::internal("checked above"))?;
-    let hasher = &call.app().hasher;
-    let hash = hasher
-        .hash(hasher.admit(call.deadline)?.of(parent)?, password)
-        .await?;
+    let hash = hash_of(call, id, password).await?;
     let mut credential = secrets::password_credential(call, id);
     for edit in edits {
         credential.edit(edit)?;
@@ -95,18 +92,10 @@ pub(super) async fn change(
         return Ok(first);
     }
     let id = call.user("name", &request.name)?;
-    let (user, has_second_factor) = owner(&mut call.db().read().await?, id).await?;
+    let owner = Owner::find(&mut call.db().read().await?, id).await?;
     let mut fields = Fields::new();
     let old = fields.take("old_password", Password::parse(request.old_password));
-    let new = request.new_password;
-    let new = secrets::new_password(
-        call,
-        &mut fields,
-        "new_password",
-        new,
-        &user,
-        has_second_factor,
-    );
+    let new = owner.new_password(call, &mut fields, "new_password", request.new_password);
     fields.finish()?;
     let (Some(old), Some(new)) = (old, new) else {
         return Err(Error::internal("checked above"));
@@ -124,9 +113,7 @@ pub(super) async fn change(
     let Proven {
         credential, hash, ..
     } = secrets::password(call, attempt).await?;
-    let hasher = &call.app().hasher;
-    let ticket = hasher.admit(call.deadline)?.of(id.into())?;
-    let new = hasher.hash(ticket, new).await?;
+    let new = hash_of(call, id, new).await?;
     mutate!(call, |tx| {
         let password = find(tx, id.into(), credential).await?;
         convert::require_etag(&request.etag, password.revision, password.name())?;
@@ -245,52 +232,74 @@ pub(super) async fn reset(
     }
     let (digest, PasswordOwner { id, password, .. }) =
         secrets::reset_code(call, &request.code).await?;
-    let (user, has_second_factor) = owner(&mut call.db().read().await?, id).await?;
+    let owner = Owner::find(&mut call.db().read().await?, id).await?;
     let mut fields = Fields::new();
-    let new = request.new_password;
-    let new = secrets::new_password(
-        call,
-        &mut fields,
-        "new_password",
-        new,
-        &user,
-        has_second_factor,
-    );
+    let new = owner.new_password(call, &mut fields, "new_password", request.new_password);
     fields.finish()?;
     let new = new.ok_or_else(|| Error::internal("checked above"))?;
-    let hasher = &call.app().hasher;
-    let ticket = hasher.admit(call.deadline)?.of(id.into())?;
-    let new = hasher.hash(ticket, new).await?;
+    let new = hash_of(call, id, new).await?;
     mutate!(call, |tx| {
         let redeemed = password_resets::redeem(tx, &digest, call.now).await?;
-        if redeemed != Some(user.id) || !is_active(tx, user.id, call.now).await? {
+        if redeemed != Some(id) || !is_active(tx, id, call.now).await? {
             return Err(Error::Unauthenticated(Reason::InvalidCode));
         }
         match &password {
             Some((_, old)) => {
-                if !credentials::replace_password(tx, user.id, old, &new, Some(call.now)).await? {
+                if !credentials::replace_password(tx, id, old, &new, Some(call.now)).await? {
                     return Err(Error::Conflict);
                 }
             }
             None => {
-                let credential = secrets::password_credential(call, user.id);
+                let credential = secrets::password_credential(call, id);
                 credentials::insert(tx, &credential, Kept::Password(&new)).await?;
             }
         }
-        users::void_begun(tx, user.id).await?;
+        users::void_begun(tx, id).await?;
         let reason = EndReason::PasswordReset;
-        let ended_sessions =
-            sessions::end_all(tx, user.id, Which::default(), call.now, reason).await?;
-        let event = call.event().about_account(user.id);
+        let ended_sessions = sessions::end_all(tx, id, Which::default(), call.now, reason).await?;
+        let event = call.event().about_account(id);
         events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
         pb::ResetPasswordResponse { ended_sessions }
     })
 }
 
-/// A user, and whether a password alone does not let them in.
-async fn owner(db: &mut Read, id: UserId) -> Result<(User, bool)> {
-    let user = users::get(db, id).await?;
-    Ok((user, credentials::has_second_factor(db, id).await?))
+/// Whose password it is.
+struct Owner {
+    user: User,
+    has_second_factor: bool,
+}
+
+impl Owner {
+    async fn find(db: &mut Read, id: UserId) -> Result<Self> {
+        Ok(Self {
+            user: users::get(db, id).await?,
+            has_second_factor: credentials::has_second_factor(db, id).await?,
+        })
+    }
+
+    fn new_password(
+        &self,
+        call: &Call,
+        fields: &mut Fields,
+        field: &str,
+        typed: String,
+    ) -> Option<Password> {
+        secrets::new_password(
+            call,
+            fields,
+            field,
+            typed,
+            &self.user,
+            self.has_second_factor,
+        )
+    }
+}
+
+/// The hash of a new password, in a lane, of which one person has no more than a few.
+async fn hash_of(call: &Call, id: UserId, password: Password) -> Result<PasswordHash> {
+    let hasher = &call.app().hasher;
+    let ticket = hasher.admit(call.deadline)?.of(id.into())?;
+    hasher.hash(ticket, password).await
 }
 
 async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {

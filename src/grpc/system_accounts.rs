@@ -7,7 +7,7 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    convert, pb,
+    convert, pb, seals,
 };
 use crate::{
     app::App,
@@ -15,11 +15,10 @@ use crate::{
         account::{self, State},
         error::{Error, Fields, Reason, Result},
         event::Event,
-        filter, grant,
-        name::{self, AccountId, SystemAccountId, UserId},
+        filter,
+        name::{self, SystemAccountId, UserId},
         network::{self, MAX_CIDRS},
         page, role,
-        seal::{self, Seal, Step},
         system_account::{Edit, Kind, MAX_DESCRIPTION, MAX_LIST, SystemAccount, WRITABLE},
         text,
         time::Timestamp,
@@ -28,7 +27,7 @@ use crate::{
     },
     store::{
         db::{Read, Write},
-        events, grants,
+        events,
         system_accounts::{self, Cursor, Query},
         users,
     },
@@ -266,43 +265,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         request: Request<pb::UnsealSystemAccountRequest>,
     ) -> Reply<pb::SystemAccount> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        let id = call.system_account("name", &request.name)?;
-        let mut fields = Fields::new();
-        let reason = text::required_line(&request.reason, seal::MAX_REASON);
-        let reason = fields.take("reason", reason).unwrap_or_default();
-        fields.finish()?;
-        let Some(AccountId::User(caller)) = call.caller.account() else {
-            let text = "is unsealed by people, who show that they are there";
-            return Err(Error::precondition(Reason::WrongState, id.to_string(), text).into());
-        };
-        let times = call.app().config.seal_times();
-        let account = mutate!(call, |tx| {
-            let mut account = find_sealable(tx, &call, id, &request.etag).await?;
-            account.lifecycle.require(&[State::Active], id, call.now)?;
-            if let Some(first) = account.seal.pending(times, call.now).map(|it| it.by)
-                && !may_unseal(tx, first, call.now).await?
-            {
-                account.seal.close();
-            }
-            let request = seal::Request {
-                by: caller,
-                reason: reason.clone(),
-                time_us: call.now.micros(),
-            };
-            if account.seal.reseal(call.now) {
-                let event = call.event_of("system_account.sealed").about_account(id);
-                events::append(tx, &event).await?;
-            }
-            let refused = |text| Error::precondition(Reason::WrongState, id.to_string(), text);
-            let step = account.seal.unseal(request, times, call.now);
-            let event = match step.map_err(refused)? {
-                Step::Requested => call.event_of("system_account.unseal_requested"),
-                Step::Unsealed => call.event(),
-            };
-            let event = event.about_account(id).detail("reason", reason.clone());
-            store(tx, &call, account, event).await?
-        })?;
-        Ok(Response::new(account))
+        Ok(Response::new(seals::unseal(&call, request).await?))
     }
 
     async fn seal_system_account(
@@ -310,46 +273,9 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         request: Request<pb::SealSystemAccountRequest>,
     ) -> Reply<pb::SystemAccount> {
         let (call, request) = Call::enter(&self.app, request).await?;
-        let id = call.system_account("name", &request.name)?;
-        let account = mutate!(call, |tx| {
-            let mut account = find_sealable(tx, &call, id, &request.etag).await?;
-            account.seal.close();
-            account.revoke_tokens(call.now);
-            store(tx, &call, account, call.event().about_account(id)).await?
-        })?;
-        Ok(Response::new(account))
+        Ok(Response::new(seals::seal(&call, request).await?))
     }
 }
-
-/// The account as it is, if it is one for emergencies.
-async fn find_sealable(
-    tx: &mut Write,
-    call: &Call,
-    id: SystemAccountId,
-    etag: &str,
-) -> Result<SystemAccount> {
-    let account = find_for_change(tx, call, id, etag).await?;
-    if account.kind == Kind::BreakGlass {
-        return Ok(account);
-    }
-    let text = "is not of kind BREAK_GLASS";
-    Err(Error::precondition(
-        Reason::WrongState,
-        id.to_string(),
-        text,
-    ))
-}
-
-/// Whether somebody who has asked for an account to be unsealed may still do so.
-async fn may_unseal(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
-    let user = users::find(db, id).await?;
-    let held = grant::held(&grants::list_all(db, id.into()).await?, now);
-    Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
-        && held.scopes.iter().any(|scope| scope == UNSEAL))
-}
-
-/// The scope that the policy of UnsealSystemAccount asks for.
-const UNSEAL: &str = "system_accounts.unseal";
 
 async fn find(db: &mut Read, id: SystemAccountId) -> Result<SystemAccount> {
     system_accounts::find(db, id)
@@ -358,7 +284,7 @@ async fn find(db: &mut Read, id: SystemAccountId) -> Result<SystemAccount> {
 }
 
 /// The account as it is, for a caller who may change it and knows its present state.
-async fn find_for_change(
+pub(super) async fn find_for_change(
     tx: &mut Write,
     call: &Call,
     id: SystemAccountId,
@@ -371,7 +297,7 @@ async fn find_for_change(
 }
 
 /// Stores a changed account with its event.
-async fn store(
+pub(super) async fn store(
     tx: &mut Write,
     call: &Call,
     mut account: SystemAccount,
@@ -523,19 +449,7 @@ fn shown(account: &SystemAccount, call: &Call) -> pb::SystemAccount {
         expire_time: convert::some_timestamp(state.expire_time),
         delete_time: convert::some_timestamp(state.delete_time),
         purge_time: convert::some_timestamp(state.purge_time),
-        seal: (account.kind == Kind::BreakGlass).then(|| shown_seal(&account.seal, call)),
-    }
-}
-
-fn shown_seal(seal: &Seal, call: &Call) -> pb::Seal {
-    let request = seal.pending(call.app().config.seal_times(), call.now);
-    let request_time = request.map(|request| Timestamp::from_micros(request.time_us));
-    pb::Seal {
-        sealed: !seal.is_open(call.now),
-        requested_by: request.map_or_else(String::new, |request| request.by.to_string()),
-        reason: request.map_or_else(String::new, |request| request.reason.clone()),
-        request_time: convert::some_timestamp(request_time),
-        unsealed_until_time: convert::some_timestamp(seal.unsealed_until_time),
+        seal: (account.kind == Kind::BreakGlass).then(|| seals::shown(&account.seal, call)),
     }
 }
 

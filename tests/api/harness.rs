@@ -134,12 +134,15 @@ impl Server {
 
     /// Somebody without a token.
     pub async fn anonymous(&self) -> Actor {
-        Actor::new(reach(self.address(), &self.config.tls).await, None)
+        Actor::new(reach(self.address(), &self.config.tls, None).await, None)
     }
 
     /// Somebody with a token.
     pub async fn with_token(&self, token: &str) -> Actor {
-        Actor::new(reach(self.address(), &self.config.tls).await, Some(token))
+        Actor::new(
+            reach(self.address(), &self.config.tls, None).await,
+            Some(token),
+        )
     }
 
     /// The system account that may do everything.
@@ -304,7 +307,7 @@ impl Operator {
         let bootstrap: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let text = |name: &str| bootstrap[name].as_str().expect(name).to_owned();
         let address = running.private_address.unwrap_or(running.address);
-        let anonymous = Actor::new(reach(address, &config.tls).await, None);
+        let anonymous = Actor::new(reach(address, &config.tls, None).await, None);
         let tokens = anonymous
             .issue(&text("client_id"), &text("client_secret"))
             .await;
@@ -380,8 +383,8 @@ pub async fn connect(address: SocketAddr) -> Channel {
     endpoint.connect().await.expect("a connection")
 }
 
-/// The same to a server that may speak TLS.
-pub async fn reach(address: SocketAddr, tls: &Tls) -> Channel {
+/// The same to a server that may speak TLS, and by somebody who may show a certificate.
+pub async fn reach(address: SocketAddr, tls: &Tls, own: Option<&authority::Pair>) -> Channel {
     let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
         return connect(address).await;
     };
@@ -390,7 +393,7 @@ pub async fn reach(address: SocketAddr, tls: &Tls) -> Channel {
         certificate: read(certificate),
         key: read(key),
     };
-    let channel = authority::connect(address, &server, None).await;
+    let channel = authority::connect(address, &server, own).await;
     channel.expect("a connection")
 }
 

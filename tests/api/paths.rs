@@ -21,9 +21,9 @@ use crate::{
     access::rpcs,
     assertions::{self, Program},
     authenticator::SecurityKey,
-    authority::{self, Authority, Pair, speak_tls},
+    authority::{Authority, Pair, speak_tls},
     certificates, factors,
-    harness::{Actor, Engine, Refusal as _, Server, SignedIn, on_both_engines, password},
+    harness::{Actor, Engine, Refusal as _, Server, SignedIn, on_both_engines, password, reach},
     key_sets::{self, Publisher},
 };
 
@@ -548,14 +548,8 @@ impl Ways {
 
 /// Somebody whose connection has shown a certificate.
 async fn shows(server: &Server, own: &Pair) -> Actor {
-    let tls = &server.config.tls;
-    let file = tls.certificate_file.as_ref().expect("TLS");
-    let pair = Pair {
-        certificate: std::fs::read_to_string(file).expect("a file"),
-        key: String::new(),
-    };
-    let channel = authority::connect(server.address(), &pair, Some(own)).await;
-    Actor::new(channel.expect("a connection"), None)
+    let channel = reach(server.address(), &server.config.tls, Some(own)).await;
+    Actor::new(channel, None)
 }
 
 fn of<T: std::fmt::Debug>(result: Result<T, Status>) -> String {
