@@ -2,12 +2,18 @@
 //!
 //! Invariant: whoever names a URL reaches nothing but public addresses by it, and those that the operator
 //! allows. Only https, no redirect, no proxy, no credentials; the addresses that are connected to are those
-//! that were looked at, whatever name they have. Time and size are bounded, and so is how often a
-//! stranger can cause a fetch and how many calls wait for one.
+//! that were looked at, whatever name they have. Time and size are bounded, and so is how often a stranger
+//! can cause a fetch, how many there are at once, and how many calls of one account wait for any.
 
-use std::{convert::Infallible, error::Error, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use prometheus_client::metrics::counter::Counter;
 use quick_cache::sync::Cache;
@@ -16,14 +22,18 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     redirect,
 };
-use tokio::sync::{Mutex, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 
 use crate::{
     config::Outbound,
     domain::{
-        key_set::{self, KeySet, KeySetUri, MAX_SET_BYTES},
+        key_set::{KeySet, KeySetUri, Look, MAX_SET_BYTES},
+        name::SystemAccountId,
         network,
-        time::Timestamp,
+        tally::Tally,
     },
     env::Clock,
     tls,
@@ -31,37 +41,38 @@ use crate::{
 
 /// Sets that are kept; how often a URL is looked at is known for these.
 const MAX_SETS: usize = 10_000;
-
-/// Calls that wait for a fetch: in all, and for one URL. Whoever may not wait has what is known.
+/// Fetches at once.
+const MAX_FETCHES: usize = 64;
+/// Calls that wait for fetches at once, in all and of one account.
 const MAX_WAITING: usize = 128;
-const MAX_WAITING_FOR_ONE: usize = 32;
+const MAX_WAITING_OF_ONE: usize = 32;
+/// Names that are being resolved at once: the system's resolver keeps a thread for each, however long it
+/// takes.
+const MAX_LOOKUPS: usize = 32;
 
-pub struct KeySets {
+/// What is known of all URLs.
+pub struct KeySets(Arc<Shared>);
+
+struct Shared {
     client: Client,
     addresses: Addresses,
     /// Names that stand for themselves and for all below them; any when empty.
     hosts: Vec<String>,
-    waiting: Semaphore,
-    sets: Cache<KeySetUri, Arc<Entry>>,
+    patience: Duration,
+    clock: Arc<dyn Clock>,
+    sets: Cache<KeySetUri, Arc<Mutex<KeySet>>>,
+    /// Tells those who wait that a look has come to its end.
+    ended: Notify,
+    fetches: Semaphore,
+    waiting: Mutex<Tally<Waiter>>,
     failed: Counter,
 }
 
-/// What is known of one URL.
-struct Entry {
-    set: ArcSwap<KeySet>,
-    /// When it was last looked at; held while somebody does.
-    look: Mutex<Option<Timestamp>>,
-    waiting: Semaphore,
-}
-
-impl Default for Entry {
-    fn default() -> Self {
-        Self {
-            set: ArcSwap::default(),
-            look: Mutex::default(),
-            waiting: Semaphore::new(MAX_WAITING_FOR_ONE),
-        }
-    }
+/// Whom a waiting call is counted for.
+#[derive(PartialEq, Eq, Hash)]
+enum Waiter {
+    Any,
+    Of(SystemAccountId),
 }
 
 impl KeySets {
@@ -74,10 +85,11 @@ impl KeySets {
         let addresses = Addresses {
             allowed: settings.allowed()?.into(),
             denied: settings.denied()?.into(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         };
-        let ca_file = settings.ca_file.as_deref();
+        let patience = Duration::from_secs(settings.timeout_s);
         let client = Client::builder()
-            .tls_backend_preconfigured(tls::outgoing(ca_file, clock)?)
+            .tls_backend_preconfigured(tls::outgoing(settings.ca_file.as_deref(), clock)?)
             .dns_resolver(addresses.clone())
             .https_only(true)
             .no_proxy()
@@ -85,76 +97,88 @@ impl KeySets {
             .referer(false)
             // Each connection is to an address that was looked at just now.
             .pool_max_idle_per_host(0)
-            .timeout(Duration::from_secs(settings.timeout_s))
+            .timeout(patience)
             .user_agent("accountd")
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self {
+        Ok(Self(Arc::new(Shared {
             client,
             addresses,
-            hosts: settings
-                .hosts
-                .iter()
-                .map(|host| host.to_ascii_lowercase())
-                .collect(),
-            waiting: Semaphore::new(MAX_WAITING),
+            hosts: settings.hosts()?,
+            patience,
+            clock: Arc::clone(clock),
             sets: Cache::new(MAX_SETS),
+            ended: Notify::new(),
+            fetches: Semaphore::new(MAX_FETCHES),
+            waiting: Mutex::default(),
             failed,
-        })
+        })))
     }
 
-    /// Whether a URL could be fetched from: not from a host that the operator has not named, nor from an
-    /// address in it that is not public.
-    pub fn may_reach(&self, uri: &KeySetUri) -> bool {
-        let host = uri.host().trim_end_matches('.');
-        let is_below = |name: &String| {
-            let rest = host.strip_suffix(name.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
-        // What is written as an address is not resolved.
-        let is_allowed = |address| self.addresses.allow(address);
-        (self.hosts.is_empty() || self.hosts.iter().any(is_below))
-            && uri.address().is_none_or(is_allowed)
+    /// Whether a URL could be fetched from; if not, why, as the end of a sentence about it.
+    pub fn require_reachable(&self, uri: &KeySetUri) -> Result<(), String> {
+        self.0.require_reachable(uri)
     }
 
-    /// What a program publishes, as it was fetched last.
-    pub fn known(&self, uri: &KeySetUri) -> Arc<KeySet> {
-        self.entry(uri).set.load_full()
+    /// What is known of a URL.
+    pub fn known(&self, uri: &KeySetUri) -> KeySet {
+        lock(&self.0.entry(uri)).clone()
     }
 
-    /// The same, fetched now if that is due for somebody who names a key, or none. Of all who need it at
-    /// once, one fetches; others wait, a few of them, only if what there is will not do for them.
-    pub async fn refresh(&self, uri: &KeySetUri, kid: Option<&str>, now: Timestamp) -> Arc<KeySet> {
-        let entry = self.entry(uri);
-        let known = entry.set.load_full();
-        let (Ok(_one), Ok(_all)) = (entry.waiting.try_acquire(), self.waiting.try_acquire()) else {
-            return known;
-        };
-        let mut looked = match entry.look.try_lock() {
-            Ok(looked) => looked,
-            Err(_) if known.serves(kid, now) => return known,
-            Err(_) => entry.look.lock().await,
-        };
-        let known = entry.set.load_full();
-        if !known.is_wanting(kid, now) || !key_set::may_try(*looked, now) {
-            return known;
+    /// Has somebody look, if it is time to, for somebody who names a key or none and found nothing; whether
+    /// anybody is looking.
+    pub fn look(&self, uri: &KeySetUri, kid: Option<&str>) -> bool {
+        let entry = self.0.entry(uri);
+        let mut set = lock(&entry);
+        if set.begin_to_look(kid, self.0.clock.now()) {
+            let (shared, uri) = (Arc::clone(&self.0), uri.clone());
+            let entry = Arc::clone(&entry);
+            // It comes to its end whoever gives up waiting.
+            tokio::spawn(async move { shared.look(&uri, &entry).await });
         }
-        *looked = Some(now);
-        let fetched = async {
-            let body = self.fetch(uri).await?;
-            KeySet::parse(&body, now)
+        set.is_awaited()
+    }
+
+    /// Waits until the looks at these URLs have ended, or one has found the key that is named, or it has
+    /// taken too long. False where so many wait that nobody else may.
+    pub async fn wait(
+        &self,
+        account: SystemAccountId,
+        uris: &[KeySetUri],
+        kid: Option<&str>,
+    ) -> bool {
+        let Some(_place) = self.0.place(account) else {
+            return false;
         };
-        match fetched.await {
-            Ok(set) => entry.set.store(Arc::new(set)),
-            Err(error) => {
-                self.failed.inc();
-                tracing::warn!(at = uri.place(), error, "cannot fetch a program's keys");
+        let found = async {
+            loop {
+                let mut ended = std::pin::pin!(self.0.ended.notified());
+                // From here on nothing is missed.
+                ended.as_mut().enable();
+                let now = self.0.clock.now();
+                let mut is_awaited = false;
+                for uri in uris {
+                    let entry = self.0.entry(uri);
+                    let set = lock(&entry);
+                    if kid.is_some_and(|kid| set.has(kid, now)) {
+                        return;
+                    }
+                    is_awaited |= set.is_awaited();
+                }
+                if !is_awaited {
+                    return;
+                }
+                ended.await;
             }
-        }
-        entry.set.load_full()
+        };
+        // Whoever did not come in time is as before.
+        let _ = timeout(self.0.patience, found).await;
+        true
     }
+}
 
-    fn entry(&self, uri: &KeySetUri) -> Arc<Entry> {
+impl Shared {
+    fn entry(&self, uri: &KeySetUri) -> Arc<Mutex<KeySet>> {
         let entry = self
             .sets
             .get_or_insert_with(uri, || Ok::<_, Infallible>(Arc::default()));
@@ -162,28 +186,95 @@ impl KeySets {
         entry
     }
 
-    async fn fetch(&self, uri: &KeySetUri) -> Result<Vec<u8>, String> {
-        if !self.may_reach(uri) {
-            return Err("the address is not public".to_owned());
+    fn place(self: &Arc<Self>, account: SystemAccountId) -> Option<Place> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.of(&Waiter::Any) >= MAX_WAITING
+            || waiting.of(&Waiter::Of(account)) >= MAX_WAITING_OF_ONE
+        {
+            return None;
         }
+        waiting.take(Waiter::Any, 1);
+        waiting.take(Waiter::Of(account), 1);
+        Some(Place {
+            shared: Arc::clone(self),
+            account,
+        })
+    }
+
+    async fn look(&self, uri: &KeySetUri, entry: &Mutex<KeySet>) {
+        let fetched = match self.fetches.try_acquire() {
+            Ok(_one) => match self.fetch(uri).await {
+                Ok(body) => KeySet::parse(&body).map(Look::Keys),
+                Err(error) => Err(error),
+            },
+            Err(_) => Ok(Look::NotTaken),
+        };
+        let look = fetched.unwrap_or_else(|error| {
+            self.failed.inc();
+            tracing::warn!(at = uri.place(), error, "cannot fetch a program's keys");
+            Look::Nothing
+        });
+        lock(entry).end_look(look, self.clock.now());
+        self.ended.notify_waiters();
+    }
+
+    async fn fetch(&self, uri: &KeySetUri) -> Result<Vec<u8>, String> {
+        self.require_reachable(uri)?;
         let response = self.client.get(uri.as_str()).send().await;
         let mut response = response.map_err(|error| in_full(&error.without_url()))?;
         if response.status() != StatusCode::OK {
             return Err(format!("the answer is {}", response.status()));
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| in_full(&error.without_url()))?
-        {
+        loop {
+            let chunk = response.chunk().await;
+            let Some(chunk) = chunk.map_err(|error| in_full(&error.without_url()))? else {
+                return Ok(body);
+            };
             if body.len() + chunk.len() > MAX_SET_BYTES {
                 return Err(format!("the answer is longer than {MAX_SET_BYTES} bytes"));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
     }
+
+    fn require_reachable(&self, uri: &KeySetUri) -> Result<(), String> {
+        let host = uri.host().trim_end_matches('.');
+        let is_below = |name: &String| {
+            let rest = host.strip_suffix(name.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        if !self.hosts.is_empty() && !self.hosts.iter().any(is_below) {
+            return Err("must be at a host that `outbound.hosts` names".to_owned());
+        }
+        // What is written as an address is not resolved.
+        if uri
+            .address()
+            .is_some_and(|address| !self.addresses.allow(address))
+        {
+            return Err("must be at a public address".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A waiting call's place; free again when dropped.
+struct Place {
+    shared: Arc<Shared>,
+    account: SystemAccountId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.give_back(&Waiter::Any, 1);
+        waiting.give_back(&Waiter::Of(self.account), 1);
+    }
+}
+
+/// Nothing that panics is done while one of them is held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error with what it comes from.
@@ -199,6 +290,7 @@ fn in_full(error: &dyn Error) -> String {
 struct Addresses {
     allowed: Arc<[IpNet]>,
     denied: Arc<[IpNet]>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Addresses {
@@ -213,13 +305,20 @@ impl Resolve for Addresses {
     fn resolve(&self, name: Name) -> Resolving {
         let addresses = self.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<_> = found.filter(|found| addresses.allow(found.ip())).collect();
-            if allowed.is_empty() {
+            let permit = Arc::clone(&addresses.lookups).try_acquire_owned()?;
+            // Held until the thread is free again, also if nobody waits any more.
+            let lookup = tokio::spawn(async move {
+                let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+                drop(permit);
+                found.map(Vec::from_iter)
+            });
+            let mut found = lookup.await??;
+            found.retain(|found| addresses.allow(found.ip()));
+            if found.is_empty() {
                 let error = io::Error::other("the name has no public address");
                 return Err(error.into());
             }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }

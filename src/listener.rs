@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     config::Limits,
-    domain::{certificate::Certificate, network, tally::Tally},
+    domain::{network, tally::Tally},
     grpc::layer::Peer,
     telemetry::Connections,
     tls::Tls,
@@ -193,7 +193,7 @@ impl Connection {
         };
         let (_, session) = stream.get_ref();
         let chain = session.peer_certificates();
-        self.peer.certificate = chain.and_then(Certificate::read).map(Arc::new);
+        self.peer.certificate = chain.and_then(|chain| tls.shown(chain)).map(Arc::new);
         self.run(stream).await;
     }
 

@@ -6,6 +6,7 @@
 //! a connection nor a session that is resumed outlives the certificate or the trust in who signed it.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Debug, Display, Formatter},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -55,9 +56,10 @@ struct Current {
 
 /// Those who vouch for clients.
 struct Clients {
-    verifier: Arc<dyn ClientCertVerifier>,
-    /// When the first of them ends, and has to be left out.
-    end_time: Timestamp,
+    /// All of them, for the handshake.
+    all: Arc<dyn ClientCertVerifier>,
+    /// Each, until it ends: whoever checks chains believes authorities for ever.
+    each: Vec<(Timestamp, Arc<dyn ClientCertVerifier>)>,
 }
 
 impl Tls {
@@ -91,7 +93,7 @@ impl Tls {
             Err(error) => Err(error.clone()),
         };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == found && !self.is_over() {
+        if *seen == found {
             return Ok(false);
         }
         *seen = found;
@@ -102,21 +104,21 @@ impl Tls {
         Ok(true)
     }
 
-    /// Whether an authority that vouches for clients has ended since the files were read.
-    fn is_over(&self) -> bool {
-        let current = self.current.load();
-        let clients = current.clients.as_ref();
-        clients.is_some_and(|clients| clients.end_time <= self.clock.now())
-    }
-
     /// When what the listeners show now ends.
     pub fn expire_time(&self) -> Timestamp {
         self.current.load().expire_time
     }
 
-    /// Whether clients are asked for a certificate.
+    /// Whether there is anybody who vouches for clients.
     pub fn takes_certificates(&self) -> bool {
-        self.current.load().clients.is_some()
+        let (current, now) = (self.current.load(), self.clock.now());
+        let clients = current.clients.as_ref();
+        clients.is_some_and(|clients| clients.each.iter().any(|(end, _)| now < *end))
+    }
+
+    /// What a peer has shown in the handshake.
+    pub fn shown(&self, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
+        Certificate::read(chain, self.clock.now())
     }
 
     /// Whether the authorities of now vouch for a certificate at this time.
@@ -127,10 +129,12 @@ impl Tls {
         else {
             return false;
         };
-        let vouched = clients
-            .verifier
-            .verify_client_cert(leaf, links, unix_time(now));
-        now < clients.end_time && vouched.is_ok()
+        clients.each.iter().any(|(end, verifier)| {
+            now < *end
+                && verifier
+                    .verify_client_cert(leaf, links, unix_time(now))
+                    .is_ok()
+        })
     }
 }
 
@@ -176,12 +180,12 @@ impl Files {
         let chain = chain.map_err(|error| cannot("certificate_file", &error))?;
         let key = PrivateKeyDer::from_pem_slice(&self.key);
         let key = key.map_err(|error| cannot("key_file", &error))?;
-        let shown = Certificate::read(&chain);
+        let shown = Certificate::read(&chain, clock.now());
         let shown = shown.ok_or_else(|| cannot("certificate_file", &"no certificate in it"))?;
         let clients = match &self.client_ca {
             Some(roots) => {
                 let lists = self.client_crl.as_deref();
-                Some(clients(roots, lists, &provider, clock.now())?)
+                Some(clients(roots, lists, &provider)?)
             }
             None => None,
         };
@@ -190,7 +194,7 @@ impl Files {
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
         let builder = match &clients {
-            Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.all)),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder
@@ -210,44 +214,63 @@ impl Files {
     }
 }
 
-/// Takes certificates of those of these authorities that have not ended, and clients without any. Where
-/// there are lists of what was revoked, every certificate needs one of its authority, in time.
+/// Takes certificates of these authorities, and clients without any. Where there are lists of what was
+/// revoked, every certificate needs one of its authority, in time.
 fn clients(
     roots: &[u8],
     lists: Option<&[u8]>,
     provider: &Arc<CryptoProvider>,
-    now: Timestamp,
 ) -> Result<Clients, String> {
+    let lists = lists.map(revoked).transpose()?;
     let cannot =
         |error: &dyn Display| format!("cannot use the file of `tls.client_ca_file`: {error}");
-    let mut store = RootCertStore::empty();
-    let mut end_time = Timestamp::MAX;
+    let verifier = |roots: RootCertStore| {
+        let builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+                .allow_unauthenticated();
+        let builder = match &lists {
+            Some(lists) => builder
+                .with_crls(lists.clone())
+                .enforce_revocation_expiration(),
+            None => builder,
+        };
+        builder.build().map_err(|error| cannot(&error))
+    };
+    let (mut all, mut each) = (RootCertStore::empty(), Vec::new());
     for root in CertificateDer::pem_slice_iter(roots) {
         let root = root.map_err(|error| cannot(&error))?;
         let end = certificate::authority(&root);
-        let end = end.ok_or_else(|| cannot(&"it holds a certificate that is no authority's"))?;
-        if now < end {
-            end_time = end_time.min(end);
-            store.add(root).map_err(|error| cannot(&error))?;
-        }
+        let end = end.ok_or_else(|| cannot(&NO_AUTHORITY))?;
+        let mut one = RootCertStore::empty();
+        one.add(root.clone()).map_err(|error| cannot(&error))?;
+        all.add(root).map_err(|error| cannot(&error))?;
+        each.push((end, verifier(one)?));
     }
-    let mut builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
-            .allow_unauthenticated();
-    if let Some(lists) = lists {
-        let lists: Result<Vec<_>, _> =
-            CertificateRevocationListDer::pem_slice_iter(lists).collect();
-        let lists = lists
-            .map_err(|error| format!("cannot use the file of `tls.client_crl_file`: {error}"))?;
-        if lists.is_empty() {
-            return Err("there is no list in the file of `tls.client_crl_file`".to_owned());
+    let all = verifier(all)?;
+    Ok(Clients { all, each })
+}
+
+const NO_AUTHORITY: &str = "it holds a certificate that is no authority's";
+
+/// Lists of what was revoked. Of two lists of one authority only the first would be looked at.
+fn revoked(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let cannot =
+        |error: &dyn Display| format!("cannot use the file of `tls.client_crl_file`: {error}");
+    let mut issuers = BTreeSet::new();
+    let mut lists = Vec::new();
+    for list in CertificateRevocationListDer::pem_slice_iter(pem) {
+        let list = list.map_err(|error| cannot(&error))?;
+        let issuer = certificate::issuer_of_list(&list);
+        let issuer = issuer.ok_or_else(|| cannot(&"it holds what is no list"))?;
+        if !issuers.insert(issuer) {
+            return Err(cannot(&"it holds two lists of one authority"));
         }
-        builder = builder.with_crls(lists).enforce_revocation_expiration();
+        lists.push(list);
     }
-    Ok(Clients {
-        verifier: builder.build().map_err(|error| cannot(&error))?,
-        end_time,
-    })
+    if lists.is_empty() {
+        return Err(cannot(&"there is no list in it"));
+    }
+    Ok(lists)
 }
 
 /// For connections of our own: believes the public authorities, and those in `ca_file`.
@@ -260,6 +283,7 @@ pub fn outgoing(ca_file: Option<&Path>, clock: &Arc<dyn Clock>) -> Result<Client
         let public = roots.len();
         for root in CertificateDer::pem_file_iter(file).map_err(|error| cannot(&error))? {
             let root = root.map_err(|error| cannot(&error))?;
+            certificate::authority(&root).ok_or_else(|| cannot(&NO_AUTHORITY))?;
             roots.add(root).map_err(|error| cannot(&error))?;
         }
         if roots.len() == public {

@@ -23,6 +23,7 @@ impl Config {
         self.proxies()?;
         self.outbound.allowed()?;
         self.outbound.denied()?;
+        self.outbound.hosts()?;
         self.cost()
             .params()
             .map_err(|error| format!("hashing: {error}"))?;

@@ -117,7 +117,8 @@ section! {
         /// is asked for one. When set, a connection that shows a certificate of somebody else is refused,
         /// and browsers may ask people which of theirs to show.
         client_ca_file: Option<PathBuf> = None,
-        /// PEM file of their revocation lists (CRLs). When set, each of the authorities needs one, in time.
+        /// PEM file of their revocation lists (CRLs). When set, every authority of a chain needs one, in time,
+        /// those between included.
         client_crl_file: Option<PathBuf> = None,
         /// Seconds between looks at these files, which are used as soon as they have changed; at most an hour.
         reload_interval_s: u64 = 10,
@@ -564,6 +565,17 @@ impl Config {
 impl Outbound {
     pub fn allowed(&self) -> Result<Vec<IpNet>, String> {
         networks("outbound.allowed_networks", &self.allowed_networks)
+    }
+
+    /// As URLs have them.
+    pub fn hosts(&self) -> Result<Vec<String>, String> {
+        let parse = |host: &String| match url::Host::parse(host.trim_end_matches('.')) {
+            Ok(url::Host::Domain(name)) if !name.starts_with(['.', '*']) => Ok(name),
+            _ => Err(format!(
+                "`{host}` in `outbound.hosts` is not a name such as keys.example"
+            )),
+        };
+        self.hosts.iter().map(parse).collect()
     }
 
     pub fn denied(&self) -> Result<Vec<IpNet>, String> {

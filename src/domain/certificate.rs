@@ -7,7 +7,7 @@
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER, HEXLOWER_PERMISSIVE};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, GeneralName, X509Certificate};
 
 use super::{
     secret::{self, Digest},
@@ -27,6 +27,7 @@ pub struct Certificate {
     digest: Digest,
     /// DNS names and URIs of the leaf.
     names: Vec<String>,
+    /// When the first of them ends.
     pub expire_time: Timestamp,
 }
 
@@ -35,7 +36,7 @@ const MAX_CHAIN: usize = 8;
 
 impl Certificate {
     /// Nothing of a chain that is too long, or whose leaf cannot be read.
-    pub fn read(chain: &[CertificateDer<'_>]) -> Option<Self> {
+    pub fn read(chain: &[CertificateDer<'_>], now: Timestamp) -> Option<Self> {
         let leaf = chain.first().filter(|_| chain.len() <= MAX_CHAIN)?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         let names = certificate.subject_alternative_name().ok()?;
@@ -43,7 +44,7 @@ impl Certificate {
         Some(Self {
             digest: secret::sha256(leaf),
             names: names.iter().filter_map(name).collect(),
-            expire_time: Timestamp::from_seconds(certificate.validity().not_after.timestamp()),
+            expire_time: end(&certificate, chain, now),
             chain: chain.iter().map(|link| link.clone().into_owned()).collect(),
         })
     }
@@ -52,6 +53,24 @@ impl Certificate {
     pub fn thumbprint(&self) -> String {
         BASE64URL_NOPAD.encode(&self.digest)
     }
+}
+
+/// When a chain ends: what was over before proves nothing, and is not what it rests on.
+fn end(leaf: &X509Certificate<'_>, chain: &[CertificateDer<'_>], now: Timestamp) -> Timestamp {
+    let end = |certificate: &X509Certificate<'_>| {
+        Timestamp::from_seconds(certificate.validity().not_after.timestamp())
+    };
+    let links = chain.iter().skip(1).filter_map(|link| {
+        let (_, link) = X509Certificate::from_der(link).ok()?;
+        Some(end(&link)).filter(|end| now < *end)
+    });
+    links.fold(end(leaf), Timestamp::min)
+}
+
+/// The name of the authority whose list of what it revoked this is, as it is written there.
+pub fn issuer_of_list(list: &[u8]) -> Option<Vec<u8>> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    Some(list.issuer().as_raw().to_vec())
 }
 
 /// When an authority ends, if it is one: whoever checks chains believes everything of what they are told

@@ -287,12 +287,16 @@ impl Credential {
         matches!(&self.parameters, Some(Parameters::Certificate(it)) if it.sha256.is_some())
     }
 
+    pub fn is_key_set(&self) -> bool {
+        matches!(self.parameters, Some(Parameters::KeySet(_)))
+    }
+
     /// What tells it from others of its kind in the log, and its name there.
-    pub fn mark(&self) -> Option<(&'static str, &str)> {
+    pub fn mark(&self) -> Option<(&'static str, String)> {
         match self.parameters.as_ref()? {
-            Parameters::PublicKey(key) => Some(("kid", &key.kid)),
-            Parameters::KeySet(uri) => Some(("jwks_uri", uri.as_str())),
-            Parameters::Certificate(identity) => Some(("san", &identity.san)),
+            Parameters::PublicKey(key) => Some(("kid", key.kid.clone())),
+            Parameters::KeySet(uri) => Some(("jwks_uri", uri.place())),
+            Parameters::Certificate(identity) => Some(("san", identity.san.clone())),
             Parameters::Totp(_) | Parameters::Passkey(_) => None,
         }
     }

@@ -1,6 +1,8 @@
 //! Public keys that a program publishes itself, as a JWK Set (RFC 7517 section 5) at a URL, so that it
 //! changes them without asking anybody.
 
+use std::{net::IpAddr, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
@@ -13,10 +15,14 @@ pub const MAX_SET_BYTES: usize = 64 * 1024;
 const MAX_KEYS: usize = 100;
 /// How long a set counts as what the program publishes, in seconds.
 const FRESH_S: i64 = 300;
-/// How long it is used while its URL cannot be reached, in seconds.
+/// How long it is believed while its URL cannot be reached, in seconds.
 const USABLE_S: i64 = 3600;
 /// The shortest time between two looks at a URL, in seconds: who sends assertions is not known yet.
 const RETRY_S: i64 = 10;
+/// How far two looks at the clock may differ, in seconds.
+const AHEAD_S: i64 = 60;
+/// Most URLs of one account: each can keep accountd busy.
+pub const MAX_KEY_SETS: usize = 5;
 
 /// Where a program publishes its keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,7 +66,7 @@ impl KeySetUri {
     }
 
     /// The address that stands in it in the place of a name.
-    pub fn address(&self) -> Option<std::net::IpAddr> {
+    pub fn address(&self) -> Option<IpAddr> {
         match self.0.host()? {
             Host::Ipv4(address) => Some(address.into()),
             Host::Ipv6(address) => Some(address.into()),
@@ -69,16 +75,32 @@ impl KeySetUri {
     }
 }
 
-/// What was published at a time.
-#[derive(Debug, Default)]
+/// What is known of a URL.
+#[derive(Clone, Debug, Default)]
 pub struct KeySet {
-    keys: Vec<PublicKey>,
+    keys: Arc<[PublicKey]>,
+    /// When they were fetched.
     fetch_time: Option<Timestamp>,
+    /// When somebody began to look last.
+    look_time: Option<Timestamp>,
+    /// When somebody has looked since, and could not see.
+    miss_time: Option<Timestamp>,
+    /// Whether somebody is looking now.
+    is_awaited: bool,
+}
+
+/// What came of a look.
+#[derive(Debug)]
+pub enum Look {
+    Keys(Arc<[PublicKey]>),
+    Nothing,
+    /// It did not come to one: nothing is known that was not before.
+    NotTaken,
 }
 
 impl KeySet {
     /// Reads the keys that a program may sign with, and passes over all others.
-    pub fn parse(body: &[u8], now: Timestamp) -> Result<Self, String> {
+    pub fn parse(body: &[u8]) -> Result<Arc<[PublicKey]>, String> {
         #[derive(Deserialize)]
         struct Published {
             keys: Vec<serde_json::Value>,
@@ -87,47 +109,65 @@ impl KeySet {
             serde_json::from_slice(body).map_err(|_| "is not a JWK Set".to_owned())?;
         let keys = keys.iter().take(MAX_KEYS);
         let keys = keys.filter_map(|key| PublicKey::parse(&key.to_string()).ok());
-        Ok(Self {
-            keys: keys.collect(),
-            fetch_time: Some(now),
-        })
+        Ok(keys.collect())
     }
 
-    /// The keys, while they can be believed.
+    /// The keys that are believed: those that were there lately, and older ones only where somebody has
+    /// looked lately and could not see.
     pub fn keys(&self, now: Timestamp) -> &[PublicKey] {
-        if self.is_younger(USABLE_S, now) {
+        let is_out_of_sight =
+            is_within(self.fetch_time, USABLE_S, now) && is_within(self.miss_time, FRESH_S, now);
+        if self.is_fresh(now) || is_out_of_sight {
             &self.keys
         } else {
             &[]
         }
     }
 
-    /// Whether it will do for somebody who names a key, or none, until there is a newer one.
-    pub fn serves(&self, kid: Option<&str>, now: Timestamp) -> bool {
-        let is_it = |key: &PublicKey| kid.is_none_or(|kid| key.kid == kid);
-        self.keys(now).iter().any(is_it)
+    /// Whether it has the key of this name.
+    pub fn has(&self, kid: &str, now: Timestamp) -> bool {
+        self.keys(now).iter().any(|key| key.kid == kid)
     }
 
-    /// Whether the set is worth another look, for somebody who names a key.
-    pub fn is_wanting(&self, kid: Option<&str>, now: Timestamp) -> bool {
-        let is_there = |kid: &str| self.keys.iter().any(|key| key.kid == kid);
-        !self.is_fresh(now) || kid.is_some_and(|kid| !is_there(kid))
+    /// Whether it is time to look, for somebody who names a key or none and found nothing; if so, they do.
+    pub fn begin_to_look(&mut self, kid: Option<&str>, now: Timestamp) -> bool {
+        let lacks_it = kid.is_some_and(|kid| !self.has(kid, now));
+        let is_due = (lacks_it || !self.is_fresh(now))
+            && !self.is_awaited
+            && !is_within(self.look_time, RETRY_S, now);
+        if is_due {
+            self.is_awaited = true;
+            self.look_time = Some(now);
+        }
+        is_due
     }
 
-    pub fn is_fresh(&self, now: Timestamp) -> bool {
-        self.is_younger(FRESH_S, now)
+    pub fn end_look(&mut self, look: Look, now: Timestamp) {
+        self.is_awaited = false;
+        match look {
+            Look::Keys(keys) => {
+                self.keys = keys;
+                self.fetch_time = Some(now);
+                self.miss_time = None;
+            }
+            Look::Nothing => self.miss_time = Some(now),
+            Look::NotTaken => self.look_time = None,
+        }
     }
 
-    fn is_younger(&self, seconds: i64, now: Timestamp) -> bool {
-        // What a clock that was wrong has left behind is not believed.
-        self.fetch_time
-            .is_some_and(|time| time <= now && now < time.plus_s(seconds))
+    pub const fn is_awaited(&self) -> bool {
+        self.is_awaited
+    }
+
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        is_within(self.fetch_time, FRESH_S, now)
     }
 }
 
-/// Whether a URL may be looked at again.
-pub fn may_try(last: Option<Timestamp>, now: Timestamp) -> bool {
-    last.is_none_or(|last| now < last || now >= last.plus_s(RETRY_S))
+/// Whether something was less than so long ago. What lies further ahead than clocks may differ is what
+/// one that was wrong has left behind.
+fn is_within(time: Option<Timestamp>, seconds: i64, now: Timestamp) -> bool {
+    time.is_some_and(|time| time <= now.plus_s(AHEAD_S) && now < time.plus_s(seconds))
 }
 
 #[cfg(test)]
@@ -170,35 +210,72 @@ mod tests {
         }
     }
 
+    fn parse(keys: &str) -> Result<Arc<[PublicKey]>, String> {
+        KeySet::parse(format!(r#"{{"keys":[{keys}]}}"#).as_bytes())
+    }
+
+    /// As it was fetched at [`NOW`].
+    fn fetched() -> KeySet {
+        let mut set = KeySet::default();
+        assert!(set.begin_to_look(None, NOW));
+        set.end_look(Look::Keys(parse(KEY).expect("a set")), NOW);
+        set
+    }
+
     #[test]
     fn a_set_has_the_keys_that_may_sign() {
         let weak = r#"{"kty":"oct","k":"AAAA"}"#;
         let encrypts = KEY.replace(r#""kid""#, r#""use":"enc","kid""#);
-        let body = format!(r#"{{"keys":[{weak},{encrypts},{KEY},7]}}"#);
-        let set = KeySet::parse(body.as_bytes(), NOW).expect("a set");
-        let kids: Vec<&str> = set.keys(NOW).iter().map(|key| &*key.kid).collect();
+        let keys = parse(&format!("{weak},{encrypts},{KEY},7")).expect("a set");
+        let kids: Vec<&str> = keys.iter().map(|key| &*key.kid).collect();
         assert_eq!(kids, ["a"]);
         for bad in ["", "[]", "{}", r#"{"keys":{}}"#] {
-            assert!(KeySet::parse(bad.as_bytes(), NOW).is_err(), "{bad}");
+            assert!(KeySet::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn a_set_is_looked_at_again_when_it_is_old_or_lacks_a_key() {
-        let body = format!(r#"{{"keys":[{KEY}]}}"#);
-        let set = KeySet::parse(body.as_bytes(), NOW).expect("a set");
-        assert!(!set.is_wanting(None, NOW) && !set.is_wanting(Some("a"), NOW));
-        assert!(set.is_wanting(Some("b"), NOW));
-        assert!(!set.is_wanting(None, NOW.plus_s(299)) && set.is_wanting(None, NOW.plus_s(300)));
-        assert_eq!(set.keys(NOW.plus_s(3599)).len(), 1);
-        assert_eq!(set.keys(NOW.plus_s(3600)), []);
-        assert!(set.serves(None, NOW.plus_s(3599)) && set.serves(Some("a"), NOW));
-        assert!(!set.serves(Some("b"), NOW) && !set.serves(None, NOW.plus_s(3600)));
-        assert!(KeySet::default().is_wanting(None, NOW));
-        assert!(may_try(None, NOW) && may_try(Some(NOW), NOW.plus_s(10)));
-        assert!(!may_try(Some(NOW), NOW.plus_s(9)));
-        // The clock was ahead when it was fetched.
-        assert!(set.is_wanting(Some("a"), NOW.plus_s(-1)) && may_try(Some(NOW), NOW.plus_s(-1)));
-        assert_eq!(set.keys(NOW.plus_s(-1)), []);
+    fn a_set_is_looked_at_when_it_is_old_or_lacks_a_key_and_not_all_the_time() {
+        let looks = |kid, now| fetched().begin_to_look(kid, now);
+        assert!(!looks(None, NOW) && !looks(Some("b"), NOW) && !looks(Some("b"), NOW.plus_s(9)));
+        assert!(!looks(None, NOW.plus_s(299)) && !looks(Some("a"), NOW.plus_s(299)));
+        assert!(looks(Some("b"), NOW.plus_s(10)));
+        assert!(looks(None, NOW.plus_s(300)) && looks(Some("a"), NOW.plus_s(300)));
+        let mut set = fetched();
+        assert!(set.begin_to_look(None, NOW.plus_s(300)));
+        assert!(
+            !set.begin_to_look(None, NOW.plus_s(400)),
+            "somebody does already"
+        );
+    }
+
+    #[test]
+    fn old_keys_are_believed_only_where_somebody_has_looked_and_could_not_see() {
+        let mut set = fetched();
+        assert!(set.has("a", NOW.plus_s(299)) && !set.has("b", NOW));
+        assert!(!set.has("a", NOW.plus_s(300)));
+        assert!(set.begin_to_look(None, NOW.plus_s(300)));
+        assert!(!set.has("a", NOW.plus_s(300)), "nothing is known yet");
+        set.end_look(Look::Nothing, NOW.plus_s(305));
+        assert!(set.has("a", NOW.plus_s(604)));
+        // The next look holds nobody up.
+        assert!(set.begin_to_look(Some("b"), NOW.plus_s(400)) && set.has("a", NOW.plus_s(400)));
+        set.end_look(Look::NotTaken, NOW.plus_s(401));
+        assert!(set.begin_to_look(Some("b"), NOW.plus_s(401)), "it was none");
+        set.end_look(Look::Nothing, NOW.plus_s(3_500));
+        assert!(set.has("a", NOW.plus_s(3599)) && !set.has("a", NOW.plus_s(3600)));
+        // It was taken away.
+        let mut set = fetched();
+        assert!(set.begin_to_look(None, NOW.plus_s(300)));
+        set.end_look(Look::Keys(parse("").expect("a set")), NOW.plus_s(301));
+        assert!(!set.has("a", NOW.plus_s(301)));
+    }
+
+    #[test]
+    fn clocks_may_differ_a_little_and_be_wrong_for_a_while() {
+        assert!(fetched().has("a", NOW.plus_s(-1)));
+        assert!(!fetched().begin_to_look(Some("b"), NOW.plus_s(-1)));
+        assert!(!fetched().has("a", NOW.plus_s(-61)));
+        assert!(fetched().begin_to_look(Some("a"), NOW.plus_s(-61)));
     }
 }

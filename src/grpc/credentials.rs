@@ -155,8 +155,15 @@ impl pb::credential_service_server::CredentialService for Credentials {
             for edit in edits.clone() {
                 credential.edit(edit)?;
             }
-            if limits_change && let Some(own) = own_credential(tx, &call, account).await? {
-                credential.confine(&own)?;
+            if limits_change {
+                let by = if paths.contains(&"expire_time") {
+                    maker(tx, &call, account).await?
+                } else {
+                    own_credential(tx, &call, account).await?
+                };
+                if let Some(by) = by {
+                    credential.confine(&by)?;
+                }
             }
             if !edits.is_empty() {
                 credential.revision += 1;
@@ -284,26 +291,34 @@ pub(super) async fn require_room(
 }
 
 /// The credential with which an account that is its own caller has authenticated.
-pub(super) async fn own_credential(
+async fn own_credential(
     db: &mut Read,
     call: &Call,
     parent: AccountId,
 ) -> Result<Option<Credential>> {
     match call.caller.principal() {
         Some(principal) if principal.id == parent => match principal.proof {
-            Proof::Credential(id) => {
-                let mut own = find(db, parent, id).await?;
-                if own.kind == Kind::Certificate {
-                    // It comes with this one, and ends with it.
-                    let end = call.certificate.as_ref().map(|shown| shown.expire_time);
-                    own.expire_time = [own.expire_time, end].into_iter().flatten().min();
-                }
-                Ok(Some(own))
-            }
+            Proof::Credential(id) => Ok(Some(find(db, parent, id).await?)),
             Proof::Session(_) => Ok(None),
         },
         _ => Ok(None),
     }
+}
+
+/// The same for what it makes for itself: with a certificate, that ends when the certificate does.
+pub(super) async fn maker(
+    db: &mut Read,
+    call: &Call,
+    parent: AccountId,
+) -> Result<Option<Credential>> {
+    let mut own = own_credential(db, call, parent).await?;
+    if let (Some(own), Some(shown)) = (&mut own, &call.certificate)
+        && own.kind == Kind::Certificate
+    {
+        let ends = [own.expire_time, Some(shown.expire_time)];
+        own.expire_time = ends.into_iter().flatten().min();
+    }
+    Ok(own)
 }
 
 /// What was made only to be checked is not handed out.

@@ -182,7 +182,11 @@ pub fn answer(status: &Status) -> Response {
 /// What the client itself has shown: the certificate of a proxy is not that of whoever is behind it.
 fn shown(app: &App, peer: Peer) -> Option<Arc<Certificate>> {
     let is_proxy = app.proxies.iter().any(|net| net.contains(&peer.address));
-    peer.certificate.filter(|_| !is_proxy)
+    if is_proxy && peer.certificate.is_some() {
+        tracing::debug!(from = %peer.address, "the certificate of a trusted proxy proves nothing");
+        return None;
+    }
+    peer.certificate
 }
 
 fn client(app: &App, peer: IpAddr, headers: &HeaderMap) -> IpAddr {

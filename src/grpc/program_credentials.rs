@@ -4,8 +4,8 @@ use super::{
     call::{Call, mutate},
     convert,
     credentials::{
-        edits, find_for_change, not_allowed, own_credential, require_room, require_to_manage,
-        shown, state, without_secret_if_dry,
+        edits, find_for_change, maker, not_allowed, require_room, require_to_manage, shown, state,
+        without_secret_if_dry,
     },
     pb,
 };
@@ -16,15 +16,16 @@ use crate::{
         client_assertion::PublicKey,
         credential::{
             Credential, DEFAULT_OVERLAP_S, Kind, MAX_OVERLAP_S, MAX_REVOKED, MAX_SECRETS,
-            Parameters, WRITABLE,
+            Parameters, State, WRITABLE,
         },
         error::{Error, Fields, Reason, Result},
-        key_set::KeySetUri,
+        key_set::{KeySetUri, MAX_KEY_SETS},
         name::{AccountId, CredentialId, SystemAccountId},
         secret::{self, Secret},
     },
     store::{
         credentials::{self, Kept},
+        db::Read,
         events, system_accounts,
     },
 };
@@ -60,10 +61,8 @@ pub(super) async fn create_public_key(
         }
         Some(Source::JwksUri(uri)) => {
             let uri = KeySetUri::parse(&uri).and_then(|uri| {
-                let may_reach = call.app().key_sets.may_reach(&uri);
-                may_reach
-                    .then_some(Parameters::KeySet(uri))
-                    .ok_or_else(|| "must be at a public address".to_owned())
+                call.app().key_sets.require_reachable(&uri)?;
+                Ok(Parameters::KeySet(uri))
             });
             fields.take("credential.public_key.jwks_uri", uri)
         }
@@ -145,8 +144,11 @@ async fn store(
             return Err(not_allowed(parent, kind));
         }
         require_room(tx, parent, kind, MAX_SECRETS).await?;
+        if credential.is_key_set() {
+            require_room_for_key_set(tx, parent).await?;
+        }
         let mut credential = credential.clone();
-        if let Some(own) = own_credential(tx, call, parent).await? {
+        if let Some(own) = maker(tx, call, parent).await? {
             credential.confine(&own)?;
         }
         credentials::insert(tx, &credential, kept).await?;
@@ -164,6 +166,19 @@ async fn store(
         }
     })?;
     Ok(without_secret_if_dry(call, response))
+}
+
+/// Refuses one more URL of an account that has as many as it may.
+async fn require_room_for_key_set(db: &mut Read, account: AccountId) -> Result<()> {
+    let kind = Some(Kind::PublicKey);
+    let all = credentials::list(db, account, kind, None, MAX_SECRETS + MAX_REVOKED).await?;
+    let is_live = |it: &&Credential| it.is_key_set() && it.state != State::Revoked;
+    if all.iter().filter(is_live).count() < MAX_KEY_SETS {
+        return Ok(());
+    }
+    let text = format!("has {MAX_KEY_SETS} key sets, which is the limit");
+    let name = account.to_string();
+    Err(Error::precondition(Reason::LimitReached, name, text))
 }
 
 /// A new secret in the place of an old one.
@@ -197,7 +212,7 @@ pub(super) async fn rotate(
         )?;
         // From here on `old` is not what is stored, which may be what the caller came with.
         let mut new = old.rotate(new_id, overlap_s, call.now)?;
-        if let Some(own) = own_credential(tx, call, account).await? {
+        if let Some(own) = maker(tx, call, account).await? {
             new.confine(&own)?;
         }
         let secret = Secret::new(kind, &body);

@@ -66,6 +66,13 @@ impl Authority {
         Self(CertifiedIssuer::signed_by(params, key, &self.0).expect("an authority"))
     }
 
+    /// The same, which ends at the beginning of a day.
+    pub fn below_until(&self, name: &str, (year, month, day): (i32, u8, u8)) -> Self {
+        let (mut params, key) = Self::parts(name, CertificateParams::default());
+        params.not_after = rcgen::date_time_ymd(year, month, day);
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).expect("an authority"))
+    }
+
     /// Its list of what it has revoked, from now until a day ends.
     pub fn revokes(&self, serials: &[u64], (year, month, day): (i32, u8, u8)) -> String {
         let time = rcgen::date_time_ymd(2026, 11, 21);

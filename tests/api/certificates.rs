@@ -215,6 +215,14 @@ on_both_engines! {
         let world = World::new(engine).await;
         let program = world.program(Kind::Service, SAN, "").await;
         let below = world.clients.below("below");
+        let ending = world.clients.below_until("ending", (2026, 11, 22));
+        let short = ending.client(&[SAN]);
+        let short = Pair { certificate: short.certificate.clone() + &ending.pem(), ..short };
+        let peer = world.peer(Some(&short)).await.expect("connected");
+        world.server.advance_s(12 * 3600 - 60);
+        let tokens = issue(&peer, &program.uid).await.expect("a token");
+        let end = tokens.access_expire_time.expect("set").seconds;
+        assert_eq!(end - world.server.now().seconds(), 60, "no token outlives any of the chain");
         let leaf = below.client(&[SAN]);
         let whole = Pair { certificate: leaf.certificate.clone() + &below.pem(), ..leaf.clone() };
         let peer = world.peer(Some(&whole)).await.expect("connected");
@@ -264,11 +272,15 @@ on_both_engines! {
         issue(&by_short, &program.uid).await.expect("a token");
         world.server.advance_s(12 * 3600);
         assert_refused(issue(&by_short, &program.uid).await, Reason::InvalidCredentials);
-        // The look that comes every few seconds leaves it out.
-        assert_eq!(world.reload(), Ok(true));
-        assert_refused(issue(&by_short, &program.uid).await, Reason::InvalidCredentials);
         issue(&by_long, &program.uid).await.expect("a token");
         assert_eq!(world.reload(), Ok(false));
+        // When there is nobody else the server goes on, and takes nobody's certificate.
+        std::fs::write(file, short.pem()).expect("written");
+        assert_eq!(world.reload(), Ok(true));
+        assert_refused(issue(&by_long, &program.uid).await, Reason::InvalidCredentials);
+        let operator = world.server.operator().await;
+        let refused = add(&operator, &program.name, SAN, "").await;
+        assert_refused(refused, Reason::CredentialKindNotAllowed);
     }
 
     async fn a_revoked_certificate_gets_nothing(engine: Engine) {
@@ -291,7 +303,7 @@ on_both_engines! {
         let clock = Arc::clone(&world.server.env.clock) as Arc<dyn accountd::env::Clock>;
         let with_lists = accountd::tls::Tls::open(&tls, &clock).expect("opened").expect("TLS");
         let certificate = |number| {
-            accountd::domain::certificate::Certificate::read(&numbered(number).chain()).expect("read")
+            with_lists.shown(&numbered(number).chain()).expect("read")
         };
         let vouches = |number| with_lists.vouches_for(&certificate(number), world.server.now());
         assert!(vouches(1) && vouches(2));
@@ -304,8 +316,12 @@ on_both_engines! {
         std::fs::write(&list, Authority::new("other").revokes(&[], (2027, 1, 1))).expect("written");
         assert_eq!(with_lists.reload(), Ok(true));
         assert!(!vouches(2));
-        std::fs::write(&list, "").expect("written");
-        assert!(with_lists.reload().is_err());
+        let two = world.clients.revokes(&[], (2027, 1, 1)) + &world.clients.revokes(&[2], (2027, 1, 1));
+        for (what, text) in [("no list", ""), ("two of one authority", &two), ("no list either", &world.clients.pem())] {
+            std::fs::write(&list, text).expect("written");
+            let refused = with_lists.reload().expect_err(what);
+            assert!(refused.contains("client_crl_file"), "{what}: {refused}");
+        }
         // Where there are no lists nothing has changed.
         issue(&second, &program.uid).await.expect("a token");
     }
@@ -329,6 +345,28 @@ on_both_engines! {
         }
     }
 
+    async fn what_nobody_has_used_lets_no_operator_in(engine: Engine) {
+        let world = World::new(engine).await;
+        // Until then there is the built-in account as well.
+        world.server.advance_s(25 * 3600);
+        let operator = world.server.operator().await;
+        let name = world.server.operator_name();
+        let list = pb::ListCredentialsRequest { parent: name.clone(), ..Default::default() };
+        let listed = operator.credentials().list_credentials(list).await.expect("a list").into_inner();
+        let secret = listed.credentials[0].name.clone();
+        let delete = || {
+            let request = pb::DeleteCredentialRequest { name: secret.clone(), ..Default::default() };
+            let mut credentials = operator.credentials();
+            async move { credentials.delete_credential(request).await }
+        };
+        // It may name a certificate that nobody has.
+        add(&operator, &name, SAN, "").await.expect("a certificate");
+        assert_refused(delete().await, Reason::LastCredential);
+        let peer = world.peer(Some(&world.clients.client(&[SAN]))).await.expect("connected");
+        issue(&peer, &name).await.expect("a token");
+        delete().await.expect("there is another way in");
+    }
+
     async fn what_a_certificate_makes_ends_with_it(engine: Engine) {
         let world = World::new(engine).await;
         let program = world.program(Kind::Service, SAN, "").await;
@@ -346,6 +384,30 @@ on_both_engines! {
         for made in made {
             let end = made.credential.expect("set").expire_time.expect("it has one");
             assert_eq!(end.seconds, midnight);
+        }
+        // What it changes of itself goes on as it was, unless it is the end that changes.
+        let list = pb::ListCredentialsRequest { parent: program.name.clone(), ..Default::default() };
+        let operator = world.server.operator().await;
+        let listed = operator.credentials().list_credentials(list).await.expect("a list").into_inner();
+        let itself = listed.credentials.into_iter().find(|made| made.expire_time.is_none()).expect("lasting");
+        world.server.grant(&program.name, "scopes/accountd:credentials.update").await;
+        let tokens = issue(&peer, &program.uid).await.expect("a token");
+        let own = Actor::new(peer.channel.clone(), Some(&tokens.access_token));
+        for (path, is_capped) in [("allowed_cidrs", false), ("expire_time", true)] {
+            let far = prost_types::Timestamp { seconds: midnight + 24 * 3600, nanos: 0 };
+            let changed = pb::Credential {
+                name: itself.name.clone(),
+                allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+                expire_time: Some(far),
+                ..Default::default()
+            };
+            let update = pb::UpdateCredentialRequest {
+                credential: Some(changed),
+                update_mask: Some(prost_types::FieldMask { paths: vec![path.to_owned()] }),
+                ..Default::default()
+            };
+            let updated = own.credentials().update_credential(update).await.expect("updated").into_inner();
+            assert_eq!(updated.expire_time.map(|end| end.seconds), is_capped.then_some(midnight), "{path}");
         }
         let created = world.server.events("credential.created").await;
         let sans: Vec<&String> = created.iter().filter_map(|event| event.details.get("san")).collect();

@@ -53,6 +53,18 @@ pub(super) async fn require_patience(
     call: &Call,
     ways: &[Vec<Charge>],
 ) -> Result<()> {
+    match shortest_wait(db, call, ways).await? {
+        None => Ok(()),
+        Some(wait) => Err(counted(call, throttled(wait))),
+    }
+}
+
+/// How long whoever attempts something has to wait at least, if they have to.
+async fn shortest_wait(
+    db: &mut Read,
+    call: &Call,
+    ways: &[Vec<Charge>],
+) -> Result<Option<Duration>> {
     let mut shortest = Duration::MAX;
     for way in ways {
         let mut wait = None;
@@ -61,11 +73,11 @@ pub(super) async fn require_patience(
             wait = wait.max(rule.charge(counter, call.now).err());
         }
         match wait {
-            None => return Ok(()),
+            None => return Ok(None),
             Some(wait) => shortest = shortest.min(wait),
         }
     }
-    Err(counted(call, throttled(shortest)))
+    Ok(Some(shortest))
 }
 
 /// Charges the first way that has credit left, or none of them; what was charged. An answer to a
@@ -101,11 +113,7 @@ pub(super) async fn attempt(
 pub(super) async fn may_cost(call: &Call) -> Result<bool> {
     let charges: Vec<Charge> = network_charge(call, call.address).into_iter().collect();
     let mut db = call.db().read().await?;
-    match require_patience(&mut db, call, &[charges]).await {
-        Ok(()) => Ok(true),
-        Err(Error::Exhausted { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(shortest_wait(&mut db, call, &[charges]).await?.is_none())
 }
 
 const fn throttled(retry_after: Duration) -> Error {

@@ -1,8 +1,6 @@
 //! What programs prove themselves with: a secret, a signature, or the certificate of their connection.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
-
-use tokio::time::timeout;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     super::call::Call,
@@ -11,10 +9,9 @@ use super::{
 use crate::{
     domain::{
         certificate::Certificate,
-        client_assertion,
+        client_assertion::{self, Assertion, PublicKey},
         credential::{Credential, Kind, Parameters},
         error::{Error, Reason, Result},
-        key_set::{KeySet, KeySetUri},
         name::{AccountId, SystemAccountId},
         network,
         secret::{self, Secret},
@@ -102,77 +99,89 @@ async fn of_secret(
 async fn of_signature(call: &Call, client_id: &str, assertion: &str) -> Result<Program> {
     let id = client_assertion::subject(assertion)
         .filter(|id| client_id.is_empty() || token::client_id(client_id) == Some(*id));
-    let mut held = held_here(call, id, Kind::PublicKey).await?;
-    let sets = published(call, assertion, &held).await?;
-    if !sets.is_empty() {
+    let Some(id) = id else {
+        return Err(refused(call, None).await?);
+    };
+    let held = held_here(call, Some(id), Kind::PublicKey).await?;
+    let mut verified = verify(call, id, assertion, &held);
+    if verified.is_none() && has_news(call, id, assertion, &held).await? {
         // Fetching takes its time, in which the account may have come to its end.
-        held = held_here(call, id, Kind::PublicKey).await?;
+        let held = held_here(call, Some(id), Kind::PublicKey).await?;
+        verified = verify(call, id, assertion, &held);
     }
-    let keys = held.iter().flat_map(|both| {
-        let keys = match &both.1.parameters {
-            Some(Parameters::PublicKey(key)) => std::slice::from_ref(key),
+    if let Some((both, used)) = verified {
+        let is_first = transact!(
+            charge::attempts(call),
+            attempts | tx | { client_assertions::spend(tx, id, &used).await? }
+        )?;
+        if is_first {
+            return Ok(both.into());
+        }
+    }
+    Err(refused(call, Some(id)).await?)
+}
+
+/// Whose key has signed it, of those that we have or know to be published.
+fn verify(
+    call: &Call,
+    id: SystemAccountId,
+    assertion: &str,
+    held: &[(SystemAccount, Credential)],
+) -> Option<((SystemAccount, Credential), Assertion)> {
+    let app = call.app();
+    let now = app.clock.now();
+    let mut keys: Vec<(_, PublicKey)> = Vec::new();
+    for both in held {
+        match &both.1.parameters {
+            Some(Parameters::PublicKey(key)) => keys.push((both, key.clone())),
             Some(Parameters::KeySet(uri)) => {
-                sets.get(uri).map_or(&[][..], |set| set.keys(call.now))
+                let set = app.key_sets.known(uri);
+                keys.extend(set.keys(now).iter().map(|key| (both, key.clone())));
             }
-            _ => &[],
-        };
-        keys.iter().map(move |key| (both, key))
-    });
-    let issuer = &call.app().issuer;
+            _ => {}
+        }
+    }
+    let issuer = &app.issuer;
     let audiences = [
         issuer.clone(),
         format!("{issuer}/oauth2/token"),
         format!("{issuer}/v1/tokens:issue"),
     ];
-    let verified =
-        id.and_then(|id| client_assertion::verify(assertion, id, keys, &audiences, call.now));
-    if let Some((both, used)) = verified {
-        let is_first = transact!(
-            charge::attempts(call),
-            attempts | tx | { client_assertions::spend(tx, both.0.id, &used).await? }
-        )?;
-        if is_first {
-            return Ok(both.clone().into());
-        }
-    }
-    Err(refused(call, id).await?)
+    let keys = keys.iter().map(|(both, key)| (*both, key));
+    let (both, used) = client_assertion::verify(assertion, id, keys, &audiences, call.now)?;
+    Some((both.clone(), used))
 }
 
-/// What a program publishes of these keys, unless the one that the assertion names was given to us.
-async fn published(
+/// Has somebody look at what the program publishes, and waits for it; whether that may have changed
+/// anything.
+async fn has_news(
     call: &Call,
+    id: SystemAccountId,
     assertion: &str,
     held: &[(SystemAccount, Credential)],
-) -> Result<HashMap<KeySetUri, Arc<KeySet>>> {
+) -> Result<bool> {
+    let key_sets = &call.app().key_sets;
     let kid = client_assertion::kid(assertion);
     let kid = kid.as_deref();
-    let (mut uris, mut sets) = (Vec::new(), HashMap::new());
+    let mut awaited = Vec::new();
     for (_, credential) in held {
-        match &credential.parameters {
-            Some(Parameters::PublicKey(key)) if kid == Some(&key.kid) => return Ok(sets),
-            Some(Parameters::KeySet(uri)) => uris.push(uri),
-            _ => {}
+        if let Some(Parameters::KeySet(uri)) = &credential.parameters
+            && key_sets.look(uri, kid)
+        {
+            awaited.push(uri.clone());
         }
     }
-    let key_sets = &call.app().key_sets;
-    sets.extend(uris.iter().map(|uri| ((*uri).clone(), key_sets.known(uri))));
-    let names =
-        |set: &Arc<KeySet>| kid.is_some() && set.is_fresh(call.now) && set.serves(kid, call.now);
-    let is_due = |set: &Arc<KeySet>| set.is_wanting(kid, call.now);
-    if sets.values().any(names) || !sets.values().any(is_due) || !charge::may_cost(call).await? {
-        return Ok(sets);
+    // A network that has sent too much waits for nothing.
+    if awaited.is_empty() || !charge::may_cost(call).await? {
+        return Ok(false);
     }
-    // However many there are, nobody waits longer than for one.
-    let patience = Duration::from_secs(call.app().config.outbound.timeout_s);
-    let all = async {
-        for uri in uris {
-            let set = key_sets.refresh(uri, kid, call.now).await;
-            sets.insert(uri.clone(), set);
-        }
-    };
-    // Those that did not come in time are as they were.
-    let _ = timeout(patience, all).await;
-    Ok(sets)
+    if key_sets.wait(id, &awaited, kid).await {
+        return Ok(true);
+    }
+    Err(Error::Exhausted {
+        reason: Reason::Overloaded,
+        retry_after: Duration::from_secs(1),
+    })
 }
 
 /// By the certificate of its connection.
