@@ -130,13 +130,14 @@ impl KeySets {
     pub fn look(&self, uri: &KeySetUri, kid: Option<&str>) -> bool {
         let entry = self.0.entry(uri);
         let mut set = lock(&entry);
-        if set.begin_to_look(kid, self.0.clock.now()) {
+        let now = self.0.clock.now();
+        if set.begin_to_look(kid, now) {
             let (shared, uri) = (Arc::clone(&self.0), uri.clone());
             let entry = Arc::clone(&entry);
             // It comes to its end whoever gives up waiting.
             tokio::spawn(async move { shared.look(&uri, &entry).await });
         }
-        set.is_awaited()
+        set.is_awaited(now)
     }
 
     /// Waits until the looks at these URLs have ended, or one has found the key that is named, or it has
@@ -163,7 +164,7 @@ impl KeySets {
                     if kid.is_some_and(|kid| set.has(kid, now)) {
                         return;
                     }
-                    is_awaited |= set.is_awaited();
+                    is_awaited |= set.is_awaited(now);
                 }
                 if !is_awaited {
                     return;

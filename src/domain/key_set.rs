@@ -19,6 +19,8 @@ const FRESH_S: i64 = 300;
 const USABLE_S: i64 = 3600;
 /// The shortest time between two looks at a URL, in seconds: who sends assertions is not known yet.
 const RETRY_S: i64 = 10;
+/// The longest that a look can take, in seconds; after that nobody is at it any more.
+const LOOK_S: i64 = 60;
 /// How far two looks at the clock may differ, in seconds.
 const AHEAD_S: i64 = 60;
 /// Most URLs of one account: each can keep accountd busy.
@@ -133,7 +135,7 @@ impl KeySet {
     pub fn begin_to_look(&mut self, kid: Option<&str>, now: Timestamp) -> bool {
         let lacks_it = kid.is_some_and(|kid| !self.has(kid, now));
         let is_due = (lacks_it || !self.is_fresh(now))
-            && !self.is_awaited
+            && !self.is_awaited(now)
             && !is_within(self.look_time, RETRY_S, now);
         if is_due {
             self.is_awaited = true;
@@ -155,8 +157,8 @@ impl KeySet {
         }
     }
 
-    pub const fn is_awaited(&self) -> bool {
-        self.is_awaited
+    pub fn is_awaited(&self, now: Timestamp) -> bool {
+        self.is_awaited && is_within(self.look_time, LOOK_S, now)
     }
 
     fn is_fresh(&self, now: Timestamp) -> bool {
@@ -244,8 +246,12 @@ mod tests {
         let mut set = fetched();
         assert!(set.begin_to_look(None, NOW.plus_s(300)));
         assert!(
-            !set.begin_to_look(None, NOW.plus_s(400)),
+            !set.begin_to_look(None, NOW.plus_s(359)),
             "somebody does already"
+        );
+        assert!(
+            set.begin_to_look(None, NOW.plus_s(360)),
+            "nobody does any more"
         );
     }
 

@@ -373,6 +373,21 @@ on_both_engines! {
         assert!(stranger.asked().is_empty());
     }
 
+    async fn whom_we_believe_besides_is_an_authority(engine: Engine) {
+        let server = engine.server().await;
+        let clock = Arc::clone(&server.env.clock) as Arc<dyn accountd::env::Clock>;
+        let file = server.folder.path().join("believed.pem");
+        let authority = Authority::new("publishers");
+        for (what, text, is_good) in [
+            ("an authority", authority.pem(), true),
+            ("a server", authority.issue(&["localhost"], |_| {}).certificate, false),
+            ("nobody", String::new(), false),
+        ] {
+            std::fs::write(&file, text).expect("written");
+            assert_eq!(accountd::tls::outgoing(Some(&file), &clock).is_ok(), is_good, "{what}");
+        }
+    }
+
     async fn what_cannot_be_a_key_sets_url_is_refused(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

@@ -12,6 +12,7 @@ use crate::{
         client_assertion::{self, Assertion, PublicKey},
         credential::{Credential, Kind, Parameters},
         error::{Error, Reason, Result},
+        key_set::KeySetUri,
         name::{AccountId, SystemAccountId},
         network,
         secret::{self, Secret},
@@ -152,30 +153,30 @@ fn verify(
     Some((both.clone(), used))
 }
 
-/// Has somebody look at what the program publishes, and waits for it; whether that may have changed
-/// anything.
+/// Has somebody look at what the program publishes, and waits for it; whether it is worth another try,
+/// also because somebody else has seen it meanwhile.
 async fn has_news(
     call: &Call,
     id: SystemAccountId,
     assertion: &str,
     held: &[(SystemAccount, Credential)],
 ) -> Result<bool> {
+    let uris = held
+        .iter()
+        .filter_map(|(_, credential)| match &credential.parameters {
+            Some(Parameters::KeySet(uri)) => Some(uri.clone()),
+            _ => None,
+        });
+    let mut uris: Vec<KeySetUri> = uris.collect();
+    if uris.is_empty() {
+        return Ok(false);
+    }
     let key_sets = &call.app().key_sets;
     let kid = client_assertion::kid(assertion);
     let kid = kid.as_deref();
-    let mut awaited = Vec::new();
-    for (_, credential) in held {
-        if let Some(Parameters::KeySet(uri)) = &credential.parameters
-            && key_sets.look(uri, kid)
-        {
-            awaited.push(uri.clone());
-        }
-    }
+    uris.retain(|uri| key_sets.look(uri, kid));
     // A network that has sent too much waits for nothing.
-    if awaited.is_empty() || !charge::may_cost(call).await? {
-        return Ok(false);
-    }
-    if key_sets.wait(id, &awaited, kid).await {
+    if uris.is_empty() || !charge::may_cost(call).await? || key_sets.wait(id, &uris, kid).await {
         return Ok(true);
     }
     Err(Error::Exhausted {
