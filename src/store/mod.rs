@@ -8,6 +8,7 @@ pub mod challenges;
 pub mod client_assertions;
 pub mod credentials;
 pub mod db;
+pub mod earlier;
 mod error;
 pub mod events;
 pub mod factors;

@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgConnection, migrate::Migrator, postgres::PgConnect
 
 use super::{
     db::{Db, Engine, Stats, transact},
+    earlier,
     error::Error,
     lane::Lane,
     leases,
@@ -168,25 +169,29 @@ fn migrate_sqlite(connection: &mut sqlite::Connection) -> Result<(), String> {
     let applied: HashMap<i64, Vec<u8>> = applied.map_err(text)?.into_iter().collect();
     for migration in SQLITE.iter() {
         let (version, checksum) = (migration.version, &*migration.checksum);
-        match applied.get(&version) {
+        let applied = applied.get(&version);
+        let earlier = applied.and_then(|found| earlier::script(version, found));
+        match applied {
             Some(found) if found == checksum => continue,
-            Some(_) => {
+            Some(_) if earlier.is_none() => {
                 return Err(format!(
                     "migration {version} is not the one that was applied"
                 ));
             }
-            None => {}
+            _ => {}
         }
         let record = sql!(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-             VALUES ($1, $2, TRUE, $3, 0)"
+             VALUES ($1, $2, TRUE, $3, 0)
+             ON CONFLICT (version) DO UPDATE SET checksum = excluded.checksum"
         );
         let record = record
             .bind(version)
             .bind(&*migration.description)
             .bind(checksum);
         let cannot = |error: String| format!("migration {version}: {error}");
-        let script = format!("BEGIN IMMEDIATE; {}", migration.sql.as_str());
+        let script = earlier.unwrap_or_else(|| migration.sql.as_str());
+        let script = format!("BEGIN IMMEDIATE; {script}");
         connection
             .run_all(&script)
             .map_err(|error| cannot(error.to_string()))?;
@@ -279,8 +284,12 @@ async fn migrate_postgres(
         }
     };
     let migrator = migrator(&POSTGRES);
+    let run = async {
+        settle(&mut connection).await?;
+        migrator.run(&mut connection).await
+    };
     let migrated = tokio::select! {
-        migrated = migrator.run(&mut connection) => migrated,
+        migrated = run => migrated,
         () = renewed => Ok(()),
     };
     let released = transact!(db, |tx| { leases::release(tx, MIGRATIONS, holder).await? });
@@ -289,11 +298,38 @@ async fn migrate_postgres(
     connection.close().await.map_err(text)
 }
 
-/// Whether a migration of ours has not been applied as it is.
-async fn is_behind(connection: &mut PgConnection) -> bool {
+/// Brings what was applied in an earlier form to what it is now, each whole or not at all.
+async fn settle(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let applied = applied(connection).await;
+    for migration in POSTGRES.iter() {
+        let found = applied.get(&migration.version);
+        let script = found.and_then(|found| earlier::script(migration.version, found));
+        if let Some(script) = script {
+            let mut transaction = connection.begin().await?;
+            sqlx::raw_sql(script).execute(&mut *transaction).await?;
+            let _: i64 = scalar(
+                "UPDATE _sqlx_migrations SET checksum = $2 WHERE version = $1 RETURNING version",
+            )
+            .bind(migration.version)
+            .bind(&*migration.checksum)
+            .fetch_one(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+        }
+    }
+    Ok(())
+}
+
+/// What was applied; nothing where there is no database of ours yet.
+async fn applied(connection: &mut PgConnection) -> HashMap<i64, Vec<u8>> {
     let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success");
     let applied: Vec<(i64, Vec<u8>)> = applied.fetch_all(connection).await.unwrap_or_default();
-    let applied: HashMap<i64, Vec<u8>> = applied.into_iter().collect();
+    applied.into_iter().collect()
+}
+
+/// Whether a migration of ours has not been applied as it is.
+async fn is_behind(connection: &mut PgConnection) -> bool {
+    let applied = applied(connection).await;
     POSTGRES
         .iter()
         .any(|ours| applied.get(&ours.version).map(Vec::as_slice) != Some(&*ours.checksum))

@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use accountd::store::earlier::{EARLIER, Earlier};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Executor as _, PgConnection, Row as _};
 
@@ -68,6 +69,68 @@ async fn a_schema_that_came_about_in_another_way_is_refused() {
         let refused = open(target).await.expect_err("another schema");
         assert!(refused.contains("migration 1"), "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_database_of_an_earlier_form_goes_on_as_what_it_would_be_now() {
+    let mut databases = databases().await;
+    let before = "ALTER TABLE credentials RENAME COLUMN overlap_s TO overlap_us;
+        DROP INDEX challenges_user_id;
+        CREATE INDEX challenges_user_id ON challenges (user_id) WHERE user_id IS NOT NULL;";
+    let replaced = |id: &str| {
+        format!(
+            "INSERT INTO credentials (account_id, id, account_kind, kind, revision, label, hint, scope_ceiling,
+                allowed_cidrs, create_time, change_time, overlap_us)
+             VALUES ({id}, {id}, 'system_account', 'api_key', 1, '', '', '[]', '[]', 0, 0, 7000000)"
+        )
+    };
+    let checksums = |engine: usize| -> String {
+        let form = |it: &Earlier| (it.version, it.checksums[engine]);
+        let forms = EARLIER.iter().map(form).map(|(version, sum)| {
+            let sum = if engine == 0 {
+                format!("X'{sum}'")
+            } else {
+                format!("decode('{sum}', 'hex')")
+            };
+            format!("UPDATE _sqlx_migrations SET checksum = {sum} WHERE version = {version};")
+        });
+        forms.collect()
+    };
+    let old = |engine, id| format!("{before} {}; {}", replaced(id), checksums(engine));
+    databases
+        .sqlite
+        .execute_batch(&old(0, "X'01'"))
+        .expect("as it was");
+    if let Some(postgres) = &mut databases.postgres {
+        let id = "'00000000-0000-0000-0000-000000000001'";
+        postgres
+            .execute(sqlx::raw_sql(sqlx::AssertSqlSafe(old(1, id))))
+            .await
+            .expect("as it was");
+    }
+    for target in &databases.targets {
+        open(target).await.expect("opens");
+        open(target).await.expect("opens again");
+    }
+    let overlap_s = "SELECT overlap_s FROM credentials WHERE overlap_s IS NOT NULL";
+    let found: i64 = databases
+        .sqlite
+        .query_row(overlap_s, [], |row| row.get(0))
+        .expect("kept");
+    assert_eq!(found, 7);
+    let sqlite = read_sqlite(&databases.sqlite);
+    assert_eq!(
+        sqlite.indexes["challenges_user_id"].1,
+        "user_id,create_time,digest"
+    );
+    let Some(postgres) = &mut databases.postgres else {
+        return;
+    };
+    let found = postgres.fetch_one(overlap_s).await.expect("kept");
+    assert_eq!(found.get::<i64, _>(0), 7);
+    let postgres = read_postgres(postgres).await;
+    assert_eq!(sqlite.columns, postgres.columns);
+    assert_eq!(sqlite.indexes, postgres.indexes);
 }
 
 /// A database that exists refuses to start on a migration that is another one now, even by a comment: this
