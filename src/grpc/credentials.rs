@@ -13,7 +13,7 @@ use crate::{
     app::App,
     domain::{
         access::Proof,
-        account::{self},
+        account,
         credential::{Credential, Edit, Kind, MAX_LABEL, Parameters, State, WRITABLE},
         error::{Error, Fields, Reason, Result},
         filter,

@@ -9,10 +9,10 @@ use super::{
 use crate::{
     domain::{
         certificate::Certificate,
-        client_assertion::{self, Assertion, PublicKey},
+        client_assertion::{self, Assertion},
         credential::{Credential, Kind, Parameters},
         error::{Error, Reason, Result},
-        key_set::KeySetUri,
+        key_set::{KeySet, KeySetUri},
         name::{AccountId, SystemAccountId},
         network,
         secret::{self, Secret},
@@ -131,24 +131,26 @@ fn verify(
 ) -> Option<((SystemAccount, Credential), Assertion)> {
     let app = call.app();
     let now = app.clock.now();
-    let mut keys: Vec<(_, PublicKey)> = Vec::new();
-    for both in held {
-        match &both.1.parameters {
-            Some(Parameters::PublicKey(key)) => keys.push((both, key.clone())),
-            Some(Parameters::KeySet(uri)) => {
-                let set = app.key_sets.known(uri);
-                keys.extend(set.keys(now).iter().map(|key| (both, key.clone())));
-            }
-            _ => {}
-        }
-    }
+    let sets = held
+        .iter()
+        .map(|(_, credential)| match &credential.parameters {
+            Some(Parameters::KeySet(uri)) => app.key_sets.known(uri),
+            _ => KeySet::default(),
+        });
+    let sets: Vec<KeySet> = sets.collect();
+    let keys = held.iter().zip(&sets).flat_map(|(both, set)| {
+        let keys = match &both.1.parameters {
+            Some(Parameters::PublicKey(key)) => std::slice::from_ref(key),
+            _ => set.keys(now),
+        };
+        keys.iter().map(move |key| (both, key))
+    });
     let issuer = &app.issuer;
     let audiences = [
         issuer.clone(),
         format!("{issuer}/oauth2/token"),
         format!("{issuer}/v1/tokens:issue"),
     ];
-    let keys = keys.iter().map(|(both, key)| (*both, key));
     let (both, used) = client_assertion::verify(assertion, id, keys, &audiences, call.now)?;
     Some((both.clone(), used))
 }
