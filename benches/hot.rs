@@ -5,7 +5,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use accountd::{
     config::Config,
     domain::{
-        filter, identifier,
+        filter,
+        identifier::Identifier,
         keyring::{self, Keyring},
         name::UserId,
         password::{self, Memory, Password},
@@ -112,8 +113,8 @@ fn verify_again(bencher: Bencher) {
 }
 
 #[divan::bench(args = ["alice", "Björn.Lindqvist-1987"])]
-fn parse_identifier(typed: &str) -> Option<String> {
-    identifier::key(black_box(typed))
+fn parse_identifier(typed: &str) -> Option<Identifier> {
+    Identifier::typed(black_box(typed))
 }
 
 #[divan::bench]

@@ -22,10 +22,10 @@ use crate::{
     grpc::call::Call,
     signing,
     store::{
-        challenges, client_assertions, credentials,
+        challenges, client_assertions, contact_codes, credentials,
         db::{Read, Write},
-        events, grants, leases, meta, password_resets, requests, sessions, system_accounts,
-        throttles, tokens, transact, users,
+        events, grants, identifiers, leases, meta, password_resets, requests, sessions,
+        system_accounts, throttles, tokens, transact, users,
     },
     tls::Tls,
 };
@@ -160,6 +160,8 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::Challenges, now),
         (Table::Assertions, ago(CLOCKS_APART_S)),
         (Table::Enrolments, now),
+        (Table::ContactCodes, now),
+        (Table::Identifiers, now),
         (Table::Sessions, ago(retention.ended_sessions_s)),
         (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
@@ -196,6 +198,10 @@ enum Table {
     Assertions,
     /// Credentials that were never confirmed.
     Enrolments,
+    /// Codes that prove contacts.
+    ContactCodes,
+    /// Identifiers that somebody gave up.
+    Identifiers,
     Sessions,
     Credentials,
     Grants,
@@ -221,6 +227,8 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Challenges => challenges::forget(tx, before, BATCH).await?,
         Table::Assertions => client_assertions::forget(tx, before, BATCH).await?,
         Table::Enrolments => credentials::forget_pending(tx, before, BATCH).await?,
+        Table::ContactCodes => contact_codes::forget(tx, before, BATCH).await?,
+        Table::Identifiers => identifiers::forget(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,
@@ -405,7 +413,9 @@ async fn purge_user(call: &Call, id: UserId) -> Result<()> {
         })?;
         if gone < BATCH.unsigned_abs() {
             return transact!(call.db(), |tx| {
-                if users::purge(tx, id, call.now).await? {
+                let retention = &call.app().config.retention;
+                let until = call.now.plus_s(retention.identifiers_s);
+                if users::purge(tx, id, call.now, until).await? {
                     events::append(tx, &call.event().about_account(id)).await?;
                 }
             });

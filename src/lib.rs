@@ -13,7 +13,7 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service; `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service; `contact_codes` beside `contacts`, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
 //! | [`key_sets`] | public keys that programs publish, fetched without being led astray |
@@ -64,6 +64,8 @@
 //!   [`domain::token::Standing`]
 //! - programs with keys of their own: [`domain::client_assertion`], [`domain::key_set`], [`key_sets`] and
 //!   [`domain::network::is_public`]; with certificates: [`domain::certificate`], [`tls`]
+//! - what somebody is found by, and how an address becomes theirs: [`domain::identifier`],
+//!   [`domain::contact`], `store/identifiers.rs`, `grpc/contact_codes.rs`
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`
 //! - what a stranger can cost: [`listener`], [`grpc::body`], [`unread`], [`grpc::layer`], [`hasher`],

@@ -4,7 +4,7 @@ use super::{Config, DatabaseUrl, sources::leaves};
 use crate::domain::network;
 
 /// What is promised or would harm if there were more of it.
-const AT_MOST: [(&str, i64); 9] = [
+const AT_MOST: [(&str, i64); 11] = [
     ("break_glass.unsealed_s", 86_400),
     ("limits.drain_timeout_s", 25),
     ("outbound.timeout_s", 10),
@@ -12,6 +12,8 @@ const AT_MOST: [(&str, i64); 9] = [
     ("sessions.aal2_lifetime_s", 86_400),
     ("sessions.refresh_replay_s", 60),
     ("sign_in.challenge_lifetime_s", 600),
+    ("sign_in.contact_code_lifetime_s", 600),
+    ("sign_in.contact_link_lifetime_s", 86_400),
     ("sign_in.enrolment_lifetime_s", 3_600),
     ("tls.reload_interval_s", 3_600),
 ];

@@ -239,6 +239,10 @@ section! {
         device_lifetime_s: i64 = 15_552_000,
         /// Life of a challenge and of the code in it, in seconds; at most 10 minutes.
         challenge_lifetime_s: i64 = 300,
+        /// Life of a code that proves a contact, in seconds; at most 10 minutes.
+        contact_code_lifetime_s: i64 = 600,
+        /// Life of the link beside it in an e-mail, in seconds; at most a day.
+        contact_link_lifetime_s: i64 = 86_400,
         /// How long a new TOTP generator or passkey waits to be confirmed, in seconds; at most an hour.
         enrolment_lifetime_s: i64 = 600,
         /// What people's authenticators call this service.
@@ -322,6 +326,9 @@ section! {
     Retention {
         /// Seconds until a deleted account is removed for good.
         deleted_accounts_s: i64 = 2_592_000,
+        /// Seconds during which a username, address or number that somebody gave up is nobody else's, so that
+        /// nobody is taken for its former owner.
+        identifiers_s: i64 = 2_592_000,
         /// Seconds until an event is forgotten.
         events_s: i64 = 34_560_000,
         /// Seconds during which a `request_id` is remembered.

@@ -57,6 +57,7 @@ reasons! {
     DeliveryUnavailable = "DELIVERY_UNAVAILABLE",
     LimitReached = "LIMIT_REACHED",
     LastCredential = "LAST_CREDENTIAL",
+    LastIdentifier = "LAST_IDENTIFIER",
     Throttled = "THROTTLED",
     Overloaded = "OVERLOADED",
     MessageTooLarge = "MESSAGE_TOO_LARGE",

@@ -1,78 +1,76 @@
-//! What a person types to say who they are, and the canonical form in which it is compared.
+//! What somebody types to say who they are, told apart: a username, an e-mail address, a phone number.
 //!
-//! Invariant: the canonical form of a canonical form is itself, so two spellings are equal exactly
-//! when their keys are.
+//! Invariant: what can be read as one kind can be read as no other, so one text names one account at
+//! most. An address or number is an identifier once its owner has proven it, and not before.
 
-use precis_profiles::{UsernameCaseMapped, precis_core::profile::PrecisFastInvocation};
-use unicode_security::MixedScript;
-
-/// A name to sign in with (RFC 8265 section 3.3), as written and as compared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Username {
-    text: String,
-    key: String,
-}
+use super::{email::Email, phone::Phone, username};
 
 /// Longest identifier that is looked at, in characters; an e-mail address has at most 254.
 pub const MAX_IDENTIFIER: usize = 254;
 
-const MAX_USERNAME: usize = 64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Username,
+    /// What a username looks like: taken with it, so that nobody else gets one that could be mistaken
+    /// for it, and typed by nobody.
+    UsernameLook,
+    Email,
+    Phone,
+    /// An id in another system, with its source.
+    ExternalId,
+}
 
-/// Characters with a meaning of their own in e-mail addresses, resource names and filters.
-const RESERVED: [char; 4] = ['@', '/', ':', '*'];
-
-impl Username {
-    pub fn parse(text: &str) -> Result<Self, String> {
-        if text.chars().count() > MAX_USERNAME || text.contains(RESERVED) {
-            return Err(format!(
-                "must be 1 to {MAX_USERNAME} characters without `@`, `/`, `:` and `*`"
-            ));
+impl Kind {
+    /// As stored.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Username => "username",
+            Self::UsernameLook => "username_look",
+            Self::Email => "email",
+            Self::Phone => "phone",
+            Self::ExternalId => "external_id",
         }
-        let key = key(text)
-            .ok_or("must be letters, digits and punctuation as RFC 8265 allows in usernames")?;
-        if !key.is_single_script() {
-            return Err("must not mix scripts whose letters look alike".to_owned());
-        }
-        if key.chars().count() > MAX_USERNAME {
-            return Err(format!("must be 1 to {MAX_USERNAME} characters"));
-        }
-        Ok(Self {
-            text: text.to_owned(),
-            key,
-        })
-    }
-
-    /// For names read back from the store.
-    pub fn from_stored(text: String, key: String) -> Self {
-        Self { text, key }
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    pub fn key(&self) -> &str {
-        &self.key
     }
 }
 
-/// The key under which what somebody typed would be found; `None` if it cannot be anybody's.
-pub fn key(typed: &str) -> Option<String> {
-    if typed.chars().count() > MAX_IDENTIFIER {
-        return None;
-    }
-    let key = UsernameCaseMapped::enforce(typed).ok()?.into_owned();
-    let stable = UsernameCaseMapped::enforce(key.as_str()).is_ok_and(|again| again == key);
-    (stable && !key.is_empty()).then_some(key)
+/// A kind and the canonical form by which it is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identifier {
+    pub kind: Kind,
+    pub key: String,
 }
 
-/// A prefix of usernames as compared, for searches: folded as far as a part of a name can be.
-pub fn prefix_key(typed: &str) -> Option<String> {
-    if typed.is_empty() {
-        Some(String::new())
-    } else {
-        key(typed)
+impl Identifier {
+    pub const fn new(kind: Kind, key: String) -> Self {
+        Self { kind, key }
     }
+
+    /// What somebody typed would be found under; `None` if it cannot be anybody's.
+    pub fn typed(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if text.chars().count() > MAX_IDENTIFIER {
+            return None;
+        }
+        if text.contains('@') {
+            let email = Email::parse(text).ok()?;
+            return Some(Self::new(Kind::Email, email.key().to_owned()));
+        }
+        if text.starts_with('+') {
+            let phone = Phone::parse(text).ok()?;
+            return Some(Self::new(Kind::Phone, phone.e164().to_owned()));
+        }
+        username::key(text).map(|key| Self::new(Kind::Username, key))
+    }
+
+    /// An id in another system; the source cannot contain the separator.
+    pub fn external(source: &str, id: &str) -> Self {
+        Self::new(Kind::ExternalId, format!("{source}:{id}"))
+    }
+}
+
+/// The canonical form of what somebody typed; what is nobody's as it was typed.
+pub fn canonical(typed: &str) -> String {
+    Identifier::typed(typed).map_or_else(|| typed.to_owned(), |identifier| identifier.key)
 }
 
 /// The source of an id in another system, `[a-z0-9._-]{1,64}`.
@@ -89,53 +87,36 @@ pub fn external_id(id: &str) -> Result<String, String> {
     super::text::required_line(id, 255)
 }
 
-/// The key of an external id; the source cannot contain the separator.
-pub fn external_key(source: &str, id: &str) -> String {
-    format!("{source}:{id}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::username::Username;
 
     #[test]
-    fn spellings_of_one_name_share_a_key() {
-        let key = |text| Username::parse(text).expect(text).key().to_owned();
-        assert_eq!(key("Alice"), "alice");
-        assert_eq!(key("ＡＬＩＣＥ"), "alice");
-        assert_eq!(key("JÜRGEN"), key("ju\u{308}rgen"));
-        assert_eq!(Username::parse("Alice").expect("plain").as_str(), "Alice");
-    }
-
-    #[test]
-    fn what_could_be_mistaken_for_something_else_is_refused() {
-        let long = "a".repeat(65);
-        for bad in [
-            "",
-            " ",
-            "a b",
-            "a@b",
-            "a/b",
-            "a:b",
-            "a*",
-            "\u{0}",
-            "r\u{0430}ypal",
-            "☃",
-            &long,
-        ] {
-            assert!(Username::parse(bad).is_err(), "{bad:?}");
+    fn what_is_typed_says_what_it_is() {
+        let typed = |text| Identifier::typed(text).map(|it| (it.kind, it.key));
+        let is = |kind, key: &str| Some((kind, key.to_owned()));
+        assert_eq!(typed("Alice"), is(Kind::Username, "alice"));
+        assert_eq!(typed(" Alice "), is(Kind::Username, "alice"));
+        assert_eq!(typed("Ann@Example.org"), is(Kind::Email, "ann@example.org"));
+        assert_eq!(typed("+41 44 668 18 00"), is(Kind::Phone, "+41446681800"));
+        for nobody in ["", "ann@", "+41", "a b", &"x".repeat(300)] {
+            assert_eq!(typed(nobody), None, "{nobody}");
         }
     }
 
     #[test]
-    fn a_key_is_its_own_key() {
-        let mut checked = 0;
-        for c in (0..=0x10_ffff).filter_map(char::from_u32) {
-            if let Some(once) = key(&c.to_string()) {
-                assert_eq!(key(&once).as_deref(), Some(once.as_str()), "{c:?}");
-                checked += 1;
-            }
+    fn no_username_can_be_read_as_something_else() {
+        for text in ["ann@example.org", "+41446681800", "+ann"] {
+            assert!(Username::parse(text).is_err(), "{text}");
         }
-        assert!(checked > 90_000, "{checked} characters are allowed");
+    }
+
+    #[test]
+    fn a_canonical_form_is_its_own() {
+        for text in ["Alice", "Ann@Example.org", "+41 44 668 18 00", "no one's"] {
+            let once = canonical(text);
+            assert_eq!(canonical(&once), once, "{text}");
+        }
     }
 }

@@ -26,7 +26,9 @@ ids! {
     CredentialId,
     SessionId,
     GrantId,
+    ContactId,
     EventId,
+    MessageId,
 }
 
 /// A UUID in its one canonical spelling: lower case, hyphenated.

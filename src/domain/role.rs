@@ -31,6 +31,8 @@ pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
     Some(match role {
         OPERATOR => scopes(),
         "user-manager" => &[
+            "contacts.read",
+            "contacts.write",
             "credentials.delete",
             "credentials.read",
             "credentials.update",
@@ -45,6 +47,7 @@ pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
         "login-frontend" => &["credentials.reset", "sessions.create", "users.register"],
         "resource-server" => &["tokens.introspect"],
         "auditor" => &[
+            "contacts.read",
             "credentials.read",
             "events.read",
             "grants.read",

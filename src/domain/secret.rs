@@ -22,6 +22,7 @@ pub enum Kind {
     DeviceToken,
     PasswordReset,
     Challenge,
+    ContactLink,
 }
 
 impl Kind {
@@ -33,6 +34,7 @@ impl Kind {
             Self::DeviceToken => "addt",
             Self::PasswordReset => "adpr",
             Self::Challenge => "adch",
+            Self::ContactLink => "adcl",
         }
     }
 }

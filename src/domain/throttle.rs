@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 use super::{
-    name::AccountId,
+    name::{AccountId, ContactId},
     password::PasswordHash,
     secret::{self, Kind, Secret},
     time::Timestamp,
@@ -26,6 +26,8 @@ pub enum Subject {
     Account(AccountId),
     /// An account, by somebody who has shown its first factor.
     SecondFactor(AccountId),
+    /// A contact, by somebody who types codes for it.
+    Contact(ContactId),
     /// An identifier that belongs to nobody.
     Unknown(String),
     /// Where the attempt comes from.
@@ -43,6 +45,7 @@ impl Subject {
         let (kind, value) = match self {
             Self::Account(id) => ("account", id.to_string()),
             Self::SecondFactor(id) => ("second factor", id.to_string()),
+            Self::Contact(id) => ("contact", id.0.to_string()),
             Self::Unknown(identifier) => ("unknown", identifier.clone()),
             Self::Network(net) => ("network", net.to_string()),
             Self::Device(id) => ("device", id.to_string()),
@@ -306,6 +309,7 @@ mod tests {
             Subject::Account(UserId(id).into()),
             Subject::SecondFactor(UserId(id).into()),
             Subject::Unknown(format!("users/{id}")),
+            Subject::Contact(ContactId(id)),
             Subject::Device(id),
             Subject::SecondFactorDevice(id),
         ];

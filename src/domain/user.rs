@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{account::Lifecycle, identifier::Username, name::UserId, time::Timestamp};
+use super::{
+    account::Lifecycle, identifier::Identifier, name::UserId, time::Timestamp, username::Username,
+};
 
 /// Most external ids of one user.
 pub const MAX_EXTERNAL_IDS: usize = 16;
@@ -25,6 +27,9 @@ pub struct User {
     pub create_time: Timestamp,
     pub update_time: Timestamp,
     pub last_sign_in_time: Option<Timestamp>,
+    /// Of the contacts, those that come first: an address as written, a number in E.164.
+    pub primary_email: Option<String>,
+    pub primary_phone: Option<String>,
 }
 
 /// What is known about the person; all of it optional.
@@ -85,6 +90,8 @@ impl User {
             create_time: now,
             update_time: now,
             last_sign_in_time: None,
+            primary_email: None,
+            primary_phone: None,
         }
     }
 
@@ -104,6 +111,24 @@ impl User {
         }
     }
 
+    /// The words that a password must not be made of.
+    pub fn own_words(&self) -> Vec<&str> {
+        let profile = &self.profile;
+        let username = profile.username.as_ref().map(Username::as_str);
+        let names = [
+            &profile.display_name,
+            &profile.given_name,
+            &profile.family_name,
+        ];
+        let external = profile.external_ids.values();
+        let email = self.primary_email.as_deref();
+        let mailbox = email.and_then(|email| email.split('@').next());
+        let short = username.into_iter().chain(email).chain(mailbox);
+        short
+            .chain(names.into_iter().chain(external).map(String::as_str))
+            .collect()
+    }
+
     /// To be called once with each stored change.
     pub fn touch(&mut self, now: Timestamp) {
         self.revision += 1;
@@ -112,14 +137,11 @@ impl User {
 }
 
 impl Profile {
-    /// The words that a password must not be made of.
-    pub fn own_words(&self) -> Vec<&str> {
-        let username = self.username.as_ref().map(Username::as_str);
-        let names = [&self.display_name, &self.given_name, &self.family_name];
-        let external = self.external_ids.values();
-        username
-            .into_iter()
-            .chain(names.into_iter().chain(external).map(String::as_str))
-            .collect()
+    /// What the person is found by, but for contacts.
+    pub fn identifiers(&self) -> Vec<Identifier> {
+        let username = self.username.iter().flat_map(Username::identifiers);
+        let external = self.external_ids.iter();
+        let external = external.map(|(source, id)| Identifier::external(source, id));
+        username.chain(external).collect()
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         challenge::{self, Challenge, Purpose, Question, SignIn},
         credential::Kind,
         error::{Error, Fields, Reason, Result},
-        identifier,
+        identifier::{self, Identifier},
         name::{SessionId, UserId},
         network,
         passkey::{Passkey, RelyingParty},
@@ -128,10 +128,9 @@ async fn create_for_sign_in(
         return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
     }
     let (mut user, mut known_device) = (None, None);
-    let identifier = identifier::key(&typed).unwrap_or(typed);
-    if !identifier.is_empty() {
+    if !typed.is_empty() {
         let mut db = call.db().read().await?;
-        let owner = users::find_for_sign_in(&mut db, &identifier).await?;
+        let owner = users::find_for_sign_in(&mut db, Identifier::typed(&typed).as_ref()).await?;
         if let Some(owner) = owner {
             let account = owner.id.into();
             if is_message {
@@ -145,7 +144,7 @@ async fn create_for_sign_in(
         }
     }
     let purpose = Purpose::SignIn(SignIn {
-        identifier,
+        identifier: identifier::canonical(&typed),
         first: None,
         device,
         known_device,

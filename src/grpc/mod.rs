@@ -9,6 +9,8 @@ mod answers;
 pub mod body;
 pub mod call;
 mod challenges;
+mod contact_codes;
+mod contacts;
 mod convert;
 mod credentials;
 mod events;
@@ -57,6 +59,7 @@ type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
 /// Every service of ours, on one screen.
 pub fn services(app: &Arc<App>) -> Routes {
     use pb::{
+        contact_service_server::ContactServiceServer,
         credential_service_server::CredentialServiceServer,
         event_service_server::EventServiceServer, grant_service_server::GrantServiceServer,
         key_service_server::KeyServiceServer, session_service_server::SessionServiceServer,
@@ -72,6 +75,10 @@ pub fn services(app: &Arc<App>) -> Routes {
         )
         .add_service(
             SystemAccountServiceServer::new(system_accounts::SystemAccounts { app: app() })
+                .max_decoding_message_size(max),
+        )
+        .add_service(
+            ContactServiceServer::new(contacts::Contacts { app: app() })
                 .max_decoding_message_size(max),
         )
         .add_service(

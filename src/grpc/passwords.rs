@@ -18,7 +18,7 @@ use crate::{
         credential::Kind,
         error::{Error, Fields, Reason, Result},
         foreign_hash::ForeignHash,
-        identifier,
+        identifier::Identifier,
         name::{AccountId, UserId},
         password::{Password, PasswordHash},
         secret::{self, Secret},
@@ -303,9 +303,10 @@ async fn hash_of(call: &Call, id: UserId, password: Password) -> Result<Password
 }
 
 async fn find_identified(db: &mut Read, typed: &str) -> Result<User> {
-    let key = identifier::key(typed).unwrap_or_default();
-    let user = users::find_by_identifier(db, users::IdentifierKind::Username, &key).await?;
-    user.ok_or_else(|| Error::not_found("the user looked up"))
+    let missing = || Error::not_found("the user looked up");
+    let identifier = Identifier::typed(typed).ok_or_else(missing)?;
+    let user = users::find_by_identifier(db, &identifier).await?;
+    user.ok_or_else(missing)
 }
 
 async fn is_active(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {

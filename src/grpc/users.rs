@@ -7,33 +7,37 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    convert, pb, secrets,
+    contacts, convert, pb, secrets,
 };
 use crate::{
     app::App,
     domain::{
         account::{self, State},
+        contact::{self, Contact},
         error::{Error, Fields, Result},
         filter::{self, Operator, Term},
         foreign_hash::ForeignHash,
-        identifier::{self, Username},
+        identifier::{self, Identifier},
         name::{self, UserId},
         page,
         session::EndReason,
         text,
         time::Timestamp,
         user::{Edit, MAX_EXTERNAL_IDS, MAX_NAME, User, WRITABLE},
+        username::{self, Username},
     },
     store::{
         credentials::{self, Kept},
         db::{Isolation, Write},
-        events, sessions,
-        users::{self, Cursor, IdentifierKind, Order, Query},
+        events, identifiers, sessions,
+        users::{self, Cursor, Order, Query},
     },
 };
 
 /// Most users in one BatchGetUsers.
 const MAX_BATCH: usize = 100;
+/// Most contacts that a user begins with.
+const MAX_CONTACTS: usize = 10;
 
 pub(super) struct Users {
     pub(super) app: Arc<App>,
@@ -59,6 +63,9 @@ impl pb::user_service_server::UserService for Users {
         for edit in edits(&mut fields, &given, &input, call.now) {
             user.edit(edit);
         }
+        let contacts = first_contacts(&call, &mut fields, user.id, &request.contacts);
+        // The first will come first, and is no password already.
+        user.primary_email = first_email(&contacts);
         let has_password = !request.password.is_empty();
         let password = if has_password {
             secrets::new_password(
@@ -79,7 +86,19 @@ impl pb::user_service_server::UserService for Users {
                 fields.refuse("password_hash", "or `password`, not both");
             }
         }
+        if !call.caller.holds("users.create")
+            && user
+                .profile
+                .username
+                .as_ref()
+                .is_some_and(Username::is_reserved)
+        {
+            fields.refuse("user.username", "is reserved");
+        }
         require_to_create(&call, &given, &request.user_id, has_password)?;
+        if request.contacts.iter().any(contacts::is_asserted) {
+            call.require("contacts.assert")?;
+        }
         if foreign.is_some() {
             call.require("users.import")?;
         }
@@ -109,12 +128,20 @@ impl pb::user_service_server::UserService for Users {
                 let credential = secrets::password_credential(&call, user.id);
                 credentials::insert(tx, &credential, Kept::Password(hash)).await?;
             }
+            for contact in contacts.clone() {
+                contacts::add(tx, &call, contact).await?;
+            }
             let event = call
                 .event()
                 .about_account(user.id)
-                .changed(given.iter().copied());
+                .changed(given.iter().copied())
+                .detail("contacts", contacts.len());
             events::append(tx, &event).await?;
-            shown(&user, &call)
+            if contacts.is_empty() {
+                shown(&user, &call)
+            } else {
+                shown(&users::get(tx, user.id).await?, &call)
+            }
         })?;
         Ok(Response::new(user))
     }
@@ -160,14 +187,10 @@ impl pb::user_service_server::UserService for Users {
     async fn lookup_user(&self, request: Request<pb::LookupUserRequest>) -> Reply<pb::User> {
         use pb::lookup_user_request::Key;
         let (call, request) = Call::enter(&self.app, request).await?;
-        let (kind, key) = match request.key {
-            Some(Key::Identifier(typed)) => {
-                // What cannot be anybody's identifier is nobody's.
-                (
-                    IdentifierKind::Username,
-                    identifier::key(&typed).unwrap_or_default(),
-                )
-            }
+        let missing = || Error::not_found("the user looked up");
+        let identifier = match request.key {
+            // What cannot be anybody's identifier is nobody's.
+            Some(Key::Identifier(typed)) => Identifier::typed(&typed).ok_or_else(missing)?,
             Some(Key::ExternalId(pair)) => {
                 let mut fields = Fields::new();
                 fields.take(
@@ -176,20 +199,17 @@ impl pb::user_service_server::UserService for Users {
                 );
                 fields.take("external_id.id", identifier::external_id(&pair.id));
                 fields.finish()?;
-                (
-                    IdentifierKind::ExternalId,
-                    identifier::external_key(&pair.source, &pair.id),
-                )
+                Identifier::external(&pair.source, &pair.id)
             }
             None => {
                 return Err(Error::field("identifier", "or `external_id` is required").into());
             }
         };
         let mut db = call.db().read().await?;
-        let user = users::find_by_identifier(&mut db, kind, &key)
+        let user = users::find_by_identifier(&mut db, &identifier)
             .await
             .map_err(Error::from)?;
-        let user = user.ok_or_else(|| Error::not_found("the user looked up"))?;
+        let user = user.ok_or_else(missing)?;
         Ok(Response::new(shown(&user, &call)))
     }
 
@@ -249,7 +269,10 @@ impl pb::user_service_server::UserService for Users {
                     .iter()
                     .any(|path| ["username", "external_ids"].contains(path))
                 {
-                    users::replace_identifiers(tx, &user).await?;
+                    let wanted = user.profile.identifiers();
+                    let retention = &call.app().config.retention;
+                    let until = call.now.plus_s(retention.identifiers_s);
+                    identifiers::replace(tx, id, &wanted, call.now, until).await?;
                 }
                 let event = call.event().about_account(id);
                 events::append(tx, &event.changed(paths.iter().copied())).await?;
@@ -332,6 +355,53 @@ impl pb::user_service_server::UserService for Users {
         })?;
         Ok(Response::new(user))
     }
+
+    async fn release_identifier(
+        &self,
+        request: Request<pb::ReleaseIdentifierRequest>,
+    ) -> Reply<()> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let identifier = Identifier::typed(&request.identifier);
+        let expected = "must be a username, an e-mail address or a phone number";
+        let identifier = identifier.ok_or_else(|| Error::field("identifier", expected))?;
+        mutate!(call, |tx| {
+            let former = identifiers::release(tx, &identifier).await?;
+            let missing = || Error::not_found("an identifier that was given up");
+            let former = former.ok_or_else(missing)?;
+            if identifier.kind == identifier::Kind::Username {
+                let look = username::username_look(&identifier.key);
+                identifiers::release(tx, &look).await?;
+            }
+            let event = call.event().about_account(former);
+            events::append(tx, &event.detail("kind", identifier.kind.name())).await?;
+        })?;
+        Ok(Response::new(()))
+    }
+}
+
+/// The contacts that a user begins with.
+fn first_contacts(
+    call: &Call,
+    fields: &mut Fields,
+    user: UserId,
+    sent: &[pb::Contact],
+) -> Vec<Contact> {
+    if sent.len() > MAX_CONTACTS {
+        let text = format!("must have at most {MAX_CONTACTS} entries");
+        fields.refuse("contacts", text);
+        return Vec::new();
+    }
+    let read = |(i, contact)| {
+        let field = format!("contacts[{i}]");
+        contacts::new_contact(call, fields, &field, user.into(), contact)
+    };
+    sent.iter().enumerate().filter_map(read).collect()
+}
+
+fn first_email(contacts: &[Contact]) -> Option<String> {
+    let is_email = |contact: &&Contact| contact.kind() == contact::Kind::Email;
+    let email = contacts.iter().find(is_email)?;
+    Some(email.value.text())
 }
 
 /// The user as it is, for a caller who may change it and knows its present state.
@@ -477,6 +547,8 @@ fn shown(user: &User, call: &Call) -> pb::User {
         family_name: profile.family_name.clone(),
         language_code: profile.language_code.clone(),
         time_zone: profile.time_zone.clone(),
+        primary_email: user.primary_email.clone().unwrap_or_default(),
+        primary_phone: user.primary_phone.clone().unwrap_or_default(),
         external_ids: profile.external_ids.clone(),
         attributes: convert::from_json_text(&profile.attributes),
         admin_attributes: may_see_all
@@ -543,12 +615,12 @@ fn usernames(term: &Term) -> Result<(String, String)> {
     let expected = "a username, or the beginning of one and `*`";
     match term.value.strip_suffix('*') {
         Some(prefix) => {
-            let key = filter::value(term, identifier::prefix_key(prefix), expected)?;
+            let key = filter::value(term, username::prefix_key(prefix), expected)?;
             let last = format!("{key}{END_OF_NAMES}");
             Ok((key, last))
         }
         None => {
-            let key = filter::value(term, identifier::key(&term.value), expected)?;
+            let key = filter::value(term, username::key(&term.value), expected)?;
             Ok((key.clone(), key))
         }
     }

@@ -6,6 +6,8 @@
 
 pub mod challenges;
 pub mod client_assertions;
+pub mod contact_codes;
+pub mod contacts;
 pub mod credentials;
 pub mod db;
 pub mod earlier;
@@ -13,6 +15,7 @@ mod error;
 pub mod events;
 pub mod factors;
 pub mod grants;
+pub mod identifiers;
 mod lane;
 pub mod leases;
 pub mod meta;

@@ -25,7 +25,10 @@ use uuid::Uuid;
 use super::error::{Error, Result};
 use crate::domain::{
     account::{Lifecycle, State},
-    name::{AccountId, CredentialId, EventId, GrantId, SessionId, SystemAccountId, UserId},
+    name::{
+        AccountId, ContactId, CredentialId, EventId, GrantId, MessageId, SessionId,
+        SystemAccountId, UserId,
+    },
     time::Timestamp,
 };
 
@@ -417,6 +420,8 @@ column! {
     SessionId: Uuid, |id: SessionId| id.0, SessionId;
     GrantId: Uuid, |id: GrantId| id.0, GrantId;
     EventId: Uuid, |id: EventId| id.0, EventId;
+    ContactId: Uuid, |id: ContactId| id.0, ContactId;
+    MessageId: Uuid, |id: MessageId| id.0, MessageId;
 }
 
 impl From<AccountId> for Value {

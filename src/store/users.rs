@@ -6,16 +6,18 @@ use uuid::Uuid;
 use super::{
     db::{Read, Write},
     error::{Error as StoreError, OnDuplicate as _, Result},
+    identifiers,
     sql::{Row, Sql, sql},
 };
 use crate::domain::{
     account::{Lifecycle, State},
     error::{self, Error},
-    identifier::{self, Username},
+    identifier::{Identifier, Kind},
     name::{CredentialId, UserId},
     password::PasswordHash,
     time::Timestamp,
     user::{Profile, User},
+    username::Username,
 };
 
 macro_rules! columns {
@@ -23,7 +25,8 @@ macro_rules! columns {
         "u.username, u.username_key, u.id, u.revision, u.state, u.state_reason, \
          u.state_until_time, u.expire_time, u.delete_time, u.purge_time, u.display_name, \
          u.given_name, u.family_name, u.language_code, u.time_zone, u.external_ids, u.attributes, \
-         u.admin_attributes, u.create_time, u.update_time, u.last_sign_in_time"
+         u.admin_attributes, u.create_time, u.update_time, u.last_sign_in_time, u.primary_email, \
+         u.primary_phone"
     };
 }
 
@@ -51,6 +54,8 @@ fn user(row: &Row) -> Result<User> {
         create_time: row.get("create_time")?,
         update_time: row.get("update_time")?,
         last_sign_in_time: row.get("last_sign_in_time")?,
+        primary_email: row.get("primary_email")?,
+        primary_phone: row.get("primary_phone")?,
     })
 }
 
@@ -84,34 +89,17 @@ pub async fn find_all(db: &mut Read, ids: &[UserId]) -> Result<Vec<User>> {
     db.all(sql, user).await
 }
 
-/// What kind of identifier a key is of.
-#[derive(Clone, Copy, Debug)]
-pub enum IdentifierKind {
-    Username,
-    ExternalId,
-}
-
-impl IdentifierKind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Username => "username",
-            Self::ExternalId => "external_id",
-        }
-    }
-}
-
-pub async fn find_by_identifier(
-    db: &mut Read,
-    kind: IdentifierKind,
-    key: &str,
-) -> Result<Option<User>> {
+pub async fn find_by_identifier(db: &mut Read, identifier: &Identifier) -> Result<Option<User>> {
     let sql = sql!(
         "SELECT ",
         columns!(),
         " FROM login_identifiers i JOIN users u ON u.id = i.user_id
           WHERE i.kind = $1 AND i.value_key = $2"
     );
-    db.optional(sql.bind(kind.name()).bind(key), user).await
+    let sql = sql
+        .bind(identifier.kind.name())
+        .bind(identifier.key.as_str());
+    db.optional(sql, user).await
 }
 
 /// What checking a password needs to know.
@@ -158,16 +146,23 @@ fn password_owner(row: &Row) -> Result<Option<PasswordOwner>> {
     }))
 }
 
-pub async fn find_for_sign_in(db: &mut Read, key: &str) -> Result<Option<PasswordOwner>> {
+/// By what was typed; of what cannot be anybody's, as much is asked as of all else.
+pub async fn find_for_sign_in(
+    db: &mut Read,
+    identifier: Option<&Identifier>,
+) -> Result<Option<PasswordOwner>> {
     let sql = sql!(
         "SELECT ",
         owner_columns!(),
         " FROM (SELECT 1) AS always
-         LEFT JOIN login_identifiers i ON i.kind = 'username' AND i.value_key = $1
+         LEFT JOIN login_identifiers i ON i.kind = $1 AND i.value_key = $2
          LEFT JOIN users u ON u.id = i.user_id
          LEFT JOIN credentials c ON c.account_id = u.id AND c.kind = 'password'"
     );
-    db.one(sql.bind(key), password_owner).await
+    let kind = identifier.map_or(Kind::Username, |identifier| identifier.kind);
+    let key = identifier.map_or("", |identifier| &identifier.key);
+    db.one(sql.bind(kind.name()).bind(key), password_owner)
+        .await
 }
 
 pub async fn find_with_password(db: &mut Read, id: UserId) -> Result<Option<PasswordOwner>> {
@@ -353,21 +348,20 @@ pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
     db.execute(row(user))
         .await
         .on_duplicate("users_id_key", || exists(user.id))?;
-    insert_identifiers(db, user).await
+    for identifier in user.profile.identifiers() {
+        identifiers::claim(db, user.id, &identifier, user.create_time).await?;
+    }
+    Ok(())
 }
 
-/// Inserts many users and their usernames; their ids are new ones of ours.
+/// Inserts many users and their identifiers, which are nobody's yet; their ids are new ones of ours.
 pub async fn insert_all(db: &mut Write, users: &[User]) -> Result<()> {
     db.insert_all(users.iter().map(row).collect()).await?;
-    let named = users.iter().filter_map(|user| {
-        let username = user.profile.username.as_ref()?;
-        Some(identifier_row(
-            user.id,
-            IdentifierKind::Username,
-            username.key(),
-        ))
+    let rows = users.iter().flat_map(|user| {
+        let identifiers = user.profile.identifiers().into_iter();
+        identifiers.map(|identifier| identifiers::row(user.id, &identifier))
     });
-    db.insert_all(named.collect()).await
+    db.insert_all(rows.collect()).await
 }
 
 fn row(user: &User) -> Sql {
@@ -440,46 +434,6 @@ pub async fn update(db: &mut Write, user: &User) -> error::Result<()> {
     }
 }
 
-/// Makes the identifiers those of the profile.
-pub async fn replace_identifiers(db: &mut Write, user: &User) -> error::Result<()> {
-    db.execute(sql!("DELETE FROM login_identifiers WHERE user_id = $1").bind(user.id))
-        .await?;
-    insert_identifiers(db, user).await
-}
-
-async fn insert_identifiers(db: &mut Write, user: &User) -> error::Result<()> {
-    let username = user.profile.username.iter().map(|name| {
-        (
-            IdentifierKind::Username,
-            name.key().to_owned(),
-            format!("username {}", name.as_str()),
-        )
-    });
-    let external = user.profile.external_ids.iter().map(|(source, id)| {
-        let key = identifier::external_key(source, id);
-        (
-            IdentifierKind::ExternalId,
-            key,
-            format!("external id {id} of {source}"),
-        )
-    });
-    for (kind, key, what) in username.chain(external) {
-        db.execute(identifier_row(user.id, kind, &key))
-            .await
-            .on_duplicate("login_identifiers_kind_value_key_key", || {
-                Error::AlreadyExists { name: what }
-            })?;
-    }
-    Ok(())
-}
-
-fn identifier_row(user: UserId, kind: IdentifierKind, key: &str) -> Sql {
-    sql!("INSERT INTO login_identifiers (kind, value_key, user_id) VALUES ($1, $2, $3)")
-        .bind(kind.name())
-        .bind(key)
-        .bind(user)
-}
-
 /// Notes a sign-in, if the user may still act. Locks the user: a suspension waits, and then finds
 /// the session that this leads to.
 pub async fn signed_in(db: &mut Write, id: UserId, now: Timestamp) -> Result<bool> {
@@ -524,18 +478,23 @@ pub async fn due_for_resume(db: &mut Read, now: Timestamp, limit: i64) -> Result
         .await
 }
 
-/// Removes a user and everything that belongs to it but events. Still deleted and still due, or
-/// nothing happens.
-pub async fn purge(db: &mut Write, id: UserId, now: Timestamp) -> Result<bool> {
+/// Removes a user and everything that belongs to it but events; what it was found by is nobody's until
+/// `until`. Still deleted and still due, or nothing happens.
+pub async fn purge(db: &mut Write, id: UserId, now: Timestamp, until: Timestamp) -> Result<bool> {
     let sql = sql!(
-        "DELETE FROM users
+        "SELECT id FROM users
          WHERE id = $1 AND purge_time <= $2
             AND NOT EXISTS (SELECT 1 FROM system_accounts a WHERE a.owner_id = users.id)"
     );
-    if db.execute(sql.bind(id).bind(now)).await? == 0 {
+    let due = db.optional(sql.bind(id).bind(now), |row| row.get::<UserId>("id"));
+    if due.await?.is_none() {
         return Ok(false);
     }
+    identifiers::give_up_all(db, id, until).await?;
+    db.execute(sql!("DELETE FROM users WHERE id = $1").bind(id))
+        .await?;
     super::credentials::delete_all(db, id.into()).await?;
+    super::contacts::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
     Ok(true)
 }

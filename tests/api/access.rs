@@ -18,6 +18,7 @@ use tonic::{
 };
 
 use crate::{
+    contacts,
     golden::assert_golden,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
 };
@@ -52,6 +53,8 @@ struct Stage {
     robot: String,
     credential: String,
     robot_credential: String,
+    contact: String,
+    robot_contact: String,
     session: String,
     grant: String,
     key: String,
@@ -91,6 +94,8 @@ impl Stage {
         let stage = Self {
             credential: first_credential(&operator, alice.name()).await,
             robot_credential: first_credential(&operator, &robot.name).await,
+            contact: create_contact(&operator, alice.name()).await,
+            robot_contact: create_contact(&operator, &robot.name).await,
             session: alice.tokens.session.clone(),
             grant: server
                 .grant(alice.name(), "scopes/accountd:users.read")
@@ -145,6 +150,8 @@ impl Stage {
             "systemAccounts/*" => &self.robot,
             "users/*/credentials/*" => &self.credential,
             "systemAccounts/*/credentials/*" => &self.robot_credential,
+            "users/*/contacts/*" => &self.contact,
+            "systemAccounts/*/contacts/*" => &self.robot_contact,
             "users/*/sessions/*" => &self.session,
             "grants/*" => &self.grant,
             "signingKeys/*" => &self.key,
@@ -177,6 +184,12 @@ async fn first_credential(operator: &Actor, account: &str) -> String {
         .await
         .expect("a list");
     response.into_inner().credentials[0].name.clone()
+}
+
+async fn create_contact(operator: &Actor, account: &str) -> String {
+    let contact = contacts::email("alice@example.org", &[]);
+    let created = operator.create_contact(account, contact).await;
+    created.expect("a contact").name
 }
 
 pub fn set(message: &mut DynamicMessage, path: &str, name: &str) {

@@ -1,8 +1,14 @@
 //! EventService: the log says what happened, once.
 
-use accountd::{domain::error::Reason, grpc::pb};
+use accountd::{
+    domain::error::Reason,
+    grpc::pb::{self, contact::Purpose},
+};
 
-use crate::harness::{Actor, Engine, assert_refused, on_both_engines, password};
+use crate::{
+    contacts,
+    harness::{Actor, Engine, assert_refused, on_both_engines, password},
+};
 
 on_both_engines! {
     async fn a_change_is_written_down_with_who_what_when_and_where(engine: Engine) {
@@ -92,6 +98,18 @@ on_both_engines! {
         accounts.transfer_system_account(pb::TransferSystemAccountRequest { name: robot.clone(), owner: name.clone(), ..Default::default() }).await.expect("transferred");
         accounts.suspend_system_account(pb::SuspendSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("suspended");
         accounts.resume_system_account(pb::ResumeSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("resumed");
+        let contact = operator.create_contact(&name, contacts::email("alice@example.org", &[])).await.expect("created").name;
+        let code = operator.contact_code(&contact).await.expect("a code");
+        operator.verify_contact(&contact, &code).await.expect("verified");
+        let edit = pb::Contact { name: contact.clone(), label: "x".to_owned(), ..Default::default() };
+        operator.contacts().update_contact(pb::UpdateContactRequest { contact: Some(edit), ..Default::default() }).await.expect("updated");
+        let second = operator.create_contact(&name, contacts::email("a@example.org", &[Purpose::Login])).await.expect("created").name;
+        let code = operator.contact_code(&second).await.expect("a code");
+        operator.verify_contact(&second, &code).await.expect("verified");
+        operator.contacts().make_contact_primary(pb::MakeContactPrimaryRequest { name: second.clone(), ..Default::default() }).await.expect("made");
+        operator.contacts().delete_contact(pb::DeleteContactRequest { name: second, ..Default::default() }).await.expect("deleted");
+        let release = pb::ReleaseIdentifierRequest { identifier: "A@example.org".to_owned(), ..Default::default() };
+        operator.users().release_identifier(release).await.expect("released");
         let credential = operator.create_secret(&robot).await.expect("created").credential.expect("set");
         let edit = pb::Credential { name: credential.name.clone(), label: "x".to_owned(), ..Default::default() };
         operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() }).await.expect("updated");
@@ -183,8 +201,10 @@ on_both_engines! {
         alice.actor.users().update_user(request).await.expect("updated");
         let guess = server.anonymous().await.sign_in("somebody-else", "a guess at the password").await;
         assert_refused(guess, Reason::InvalidCredentials);
+        let mail = contacts::email("private@example.org", &[Purpose::Login]);
+        contacts::verified(&server, &alice, mail).await;
         let log = format!("{:?}", all(&server.operator().await, "").await);
-        for private in ["Very Private", "somebody-else", "a guess", "alice", &*password("alice")] {
+        for private in ["Very Private", "private@", "somebody-else", "a guess", "alice", &*password("alice")] {
             assert!(!log.contains(private), "{private}");
         }
     }

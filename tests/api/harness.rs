@@ -442,6 +442,7 @@ impl Actor {
     services! {
         users: user_service_client::UserServiceClient,
         system_accounts: system_account_service_client::SystemAccountServiceClient,
+        contacts: contact_service_client::ContactServiceClient,
         credentials: credential_service_client::CredentialServiceClient,
         sessions: session_service_client::SessionServiceClient,
         tokens: token_service_client::TokenServiceClient,
@@ -559,6 +560,46 @@ impl Actor {
             .create_credential(request)
             .await?
             .into_inner())
+    }
+
+    pub async fn create_contact(
+        &self,
+        parent: &str,
+        contact: pb::Contact,
+    ) -> Result<pb::Contact, Status> {
+        let request = pb::CreateContactRequest {
+            parent: parent.to_owned(),
+            contact: Some(contact),
+            ..Default::default()
+        };
+        Ok(self.contacts().create_contact(request).await?.into_inner())
+    }
+
+    pub async fn get_contact(&self, name: &str) -> Result<pb::Contact, Status> {
+        let request = pb::GetContactRequest {
+            name: name.to_owned(),
+        };
+        Ok(self.contacts().get_contact(request).await?.into_inner())
+    }
+
+    /// A code that this caller is to bring to the contact.
+    pub async fn contact_code(&self, name: &str) -> Result<String, Status> {
+        let request = pb::SendContactCodeRequest {
+            name: name.to_owned(),
+            delivery: pb::send_contact_code_request::Delivery::Return.into(),
+            ..Default::default()
+        };
+        let response = self.contacts().send_contact_code(request).await?;
+        Ok(response.into_inner().code)
+    }
+
+    pub async fn verify_contact(&self, name: &str, code: &str) -> Result<pb::Contact, Status> {
+        let request = pb::VerifyContactRequest {
+            name: name.to_owned(),
+            code: code.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.contacts().verify_contact(request).await?.into_inner())
     }
 
     pub async fn sign_in(

@@ -16,6 +16,7 @@ mod access;
 mod assertions;
 mod budget;
 mod certificates;
+mod contacts;
 mod crash;
 mod credentials;
 mod escalation;

@@ -22,13 +22,13 @@ use crate::{
     assertions::{self, Program},
     authenticator::SecurityKey,
     authority::{Authority, Pair, speak_tls},
-    certificates, factors,
+    certificates, contacts, factors,
     harness::{Actor, Engine, Refusal as _, Server, SignedIn, on_both_engines, password, reach},
     key_sets::{self, Publisher},
 };
 
 /// Where wrong secrets are tried, by the request field that holds them.
-const TRIED: [&str; 13] = [
+const TRIED: [&str; 14] = [
     "AnswerChallengeRequest.code",
     "AnswerChallengeRequest.name",
     "AnswerChallengeRequest.passkey_response_json",
@@ -42,6 +42,7 @@ const TRIED: [&str; 13] = [
     "IssueTokenRequest.client_assertion",
     "IssueTokenRequest.client_secret",
     "RefreshSessionRequest.refresh_token",
+    "VerifyContactRequest.code",
 ];
 
 /// The rest of the fields that hold secrets, and why nobody gets in by them.
@@ -208,17 +209,17 @@ impl Stage {
                     .await
                     .map(drop)
             }
+            "VerifyContactRequest.code" => {
+                let contact = self.contact(server).await;
+                let verified = self.alice.actor.verify_contact(&contact, "garbage").await;
+                verified.map(drop)
+            }
             "IssueTokenRequest.client_secret" => anonymous
                 .issue(&self.program.uid, "garbage")
                 .await
                 .map(drop),
             "IssueTokenRequest.api_key" => anonymous.issue_by_key("garbage").await.map(drop),
-            CERTIFICATE => {
-                let peer = shows(server, &self.clients.client(&[SAN])).await;
-                certificates::issue(&peer, &self.program.uid)
-                    .await
-                    .map(drop)
-            }
+            CERTIFICATE => self.show_certificate(server).await,
             "IssueTokenRequest.client_assertion" => {
                 let request = pb::IssueTokenRequest {
                     client_assertion: garbage(),
@@ -280,6 +281,12 @@ impl Stage {
         }
     }
 
+    async fn show_certificate(&self, server: &Server) -> Result<(), Status> {
+        let peer = shows(server, &self.clients.client(&[SAN])).await;
+        let issued = certificates::issue(&peer, &self.program.uid).await;
+        issued.map(drop)
+    }
+
     async fn confirm(&self, detail: Detail, proof: Proof) -> Result<(), Status> {
         let listed = self.pending(&detail).await;
         let name = match listed {
@@ -300,6 +307,24 @@ impl Stage {
             .confirm_credential(request)
             .await
             .map(drop)
+    }
+
+    /// An address with a code that somebody has brought there.
+    async fn contact(&self, server: &Server) -> String {
+        let request = pb::ListContactsRequest {
+            parent: "users/me".to_owned(),
+            ..Default::default()
+        };
+        let listed = self.alice.actor.contacts().list_contacts(request).await;
+        if let Some(contact) = listed.expect("a list").into_inner().contacts.first() {
+            return contact.name.clone();
+        }
+        let contact = contacts::email("alice@example.org", &[]);
+        let created = self.alice.actor.create_contact("users/me", contact).await;
+        let name = created.expect("created").name;
+        let operator = server.operator().await;
+        operator.contact_code(&name).await.expect("a code");
+        name
     }
 
     /// A factor that waits to be confirmed.

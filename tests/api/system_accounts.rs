@@ -15,7 +15,7 @@ on_both_engines! {
     async fn an_account_has_an_owner_who_is_there(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;
-        let owner = server.user("owner").await;
+        let owner = server.user("holder").await;
         let account = service(&owner.name);
         let created = create(&operator, account.clone()).await.expect("created");
         assert_eq!((created.state(), created.kind(), created.built_in), (State::Active, Kind::Service, false));

@@ -81,7 +81,12 @@ on_both_engines! {
         jobs::sweep(&server.running.app).await.expect("swept");
         let operator = server.operator().await;
         assert_refused(operator.get_user(&alice.name).await, Reason::NotFound);
+        assert_refused(operator.create_user(named("alice")).await, Reason::AlreadyExists);
+        let release = pb::ReleaseIdentifierRequest { identifier: "Alice".to_owned(), ..Default::default() };
+        operator.users().release_identifier(release.clone()).await.expect("released");
+        assert_refused(operator.users().release_identifier(release.clone()).await, Reason::NotFound);
         operator.create_user(named("alice")).await.expect("free again");
+        assert_refused(operator.users().release_identifier(release).await, Reason::NotFound);
         assert_eq!(server.events("user.purged").await[0].account, alice.name);
     }
 
@@ -252,7 +257,7 @@ on_both_engines! {
     async fn who_owns_system_accounts_is_not_purged(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;
-        let (owner, heir) = (server.user("owner").await, server.user("heir").await);
+        let (owner, heir) = (server.user("holder").await, server.user("heir").await);
         let robot = pb::SystemAccount {
             display_name: "robot".to_owned(),
             owner: owner.name.clone(),

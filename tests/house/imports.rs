@@ -37,7 +37,7 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 27] = [
+const CRATES: [(&str, &[&str]); 32] = [
     ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
     ("tonic", &["bench/", "grpc/", "server.rs"]),
@@ -71,6 +71,11 @@ const CRATES: [(&str, &[&str]); 27] = [
     ("webpki_roots", &["tls.rs"]),
     ("x509_parser", &["domain/certificate.rs"]),
     ("reqwest", &["key_sets.rs"]),
+    ("celes", &["domain/postal_address.rs"]),
+    ("email_address", &["domain/email.rs"]),
+    ("icu_casemap", &["domain/email.rs"]),
+    ("idna", &["domain/email.rs"]),
+    ("phonenumber", &["domain/phone.rs"]),
 ];
 
 /// What works by waiting or looks outside has no place among the rules.

@@ -199,7 +199,8 @@ fn is_secret(field: &FieldDescriptor) -> bool {
     let is_named_so = words
         .iter()
         .any(|word| name == *word || name.ends_with(&format!("_{word}")));
-    let is_public = ["page_token", "next_page_token", "language_code"].contains(&name);
+    let is_public = ["page_token", "next_page_token", "language_code"].contains(&name)
+        || message.name() == "PostalAddress";
     let is_password_value = message.name() == "Password" && name == "value";
     is_text && (is_named_so && !is_public || is_password_value)
 }

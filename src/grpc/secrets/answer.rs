@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    charge::{self, Payer, attempted},
+    charge::{self, Payer, Tries, attempted},
     totp,
 };
 use crate::{
@@ -75,7 +75,7 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
     };
     charge::require_patience(&mut db, call, &ways).await?;
     drop(db);
-    let charged = charge::attempt(call, ways, Some(&digest)).await?;
+    let charged = charge::attempt(call, ways, Tries::OfChallenge(&digest)).await?;
 
     let found = check(call, &challenge, &digest, id, &stored, answer).await?;
     let found = found.zip(owner.filter(|owner| owner.lifecycle.may_act(call.now)));

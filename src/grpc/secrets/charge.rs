@@ -6,14 +6,14 @@ use crate::{
     domain::{
         error::{Error, Reason, Result},
         event::Event,
-        name::AccountId,
+        name::{AccountId, ContactId},
         network,
         secret::Digest,
         throttle::{Counter, Rule, Subject},
     },
     grpc::call::Call,
     store::{
-        challenges,
+        challenges, contact_codes,
         db::{Attempts, Isolation, Read, Write},
         events, throttles, transact,
     },
@@ -80,12 +80,41 @@ async fn shortest_wait(
     Ok(Some(shortest))
 }
 
-/// Charges the first way that has credit left, or none of them; what was charged. An answer to a
-/// challenge uses up one of its own as well.
+/// What an attempt uses up one of, besides credit.
+#[derive(Clone, Copy)]
+pub(super) enum Tries<'a> {
+    Unlimited,
+    OfChallenge(&'a Digest),
+    OfContact(AccountId, ContactId),
+}
+
+impl Tries<'_> {
+    /// Takes one, or refuses when there is none left.
+    async fn count(self, tx: &mut Write, call: &Call) -> Result<()> {
+        let (is_left, reason) = match self {
+            Self::Unlimited => return Ok(()),
+            Self::OfChallenge(digest) => {
+                let is_left = challenges::count_answer(tx, digest, call.now).await?;
+                (is_left, Reason::ChallengeEnded)
+            }
+            Self::OfContact(account, id) => {
+                let is_left = contact_codes::count_answer(tx, account, id, call.now).await?;
+                (is_left, Reason::InvalidCode)
+            }
+        };
+        if is_left {
+            Ok(())
+        } else {
+            Err(Error::Unauthenticated(reason))
+        }
+    }
+}
+
+/// Charges the first way that has credit left, or none of them; what was charged.
 pub(super) async fn attempt(
     call: &Call,
     ways: Vec<Vec<Charge>>,
-    challenge: Option<&Digest>,
+    tries: Tries<'_>,
 ) -> Result<Vec<Charge>> {
     let mut refusal = Error::internal("no way to charge an attempt");
     for way in ways {
@@ -93,11 +122,7 @@ pub(super) async fn attempt(
             attempts(call),
             attempts | tx | {
                 charge_in(tx, call, &way).await?;
-                if let Some(challenge) = challenge
-                    && !challenges::count_answer(tx, challenge, call.now).await?
-                {
-                    return Err(Error::Unauthenticated(Reason::ChallengeEnded));
-                }
+                tries.count(tx, call).await?;
             }
         );
         match outcome {

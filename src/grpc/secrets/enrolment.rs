@@ -1,6 +1,6 @@
 //! What people show to confirm that a new factor is in their hands.
 
-use super::charge::{self, Payer, attempted};
+use super::charge::{self, Payer, Tries, attempted};
 use crate::{
     domain::{
         error::{Error, Reason, Result},
@@ -32,7 +32,7 @@ pub(in crate::grpc) async fn confirm_totp(
     };
     let ways = payer.ways(call);
     charge::require_patience(&mut call.db().read().await?, call, &ways).await?;
-    let charged = charge::attempt(call, ways, None).await?;
+    let charged = charge::attempt(call, ways, Tries::Unlimited).await?;
     if let Some(step) = generator.check(code, call.now, None) {
         charge::refund(call, &charged).await?;
         return Ok(step);

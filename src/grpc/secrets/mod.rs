@@ -7,12 +7,14 @@
 
 mod answer;
 mod charge;
+mod contact;
 mod enrolment;
 mod password;
 mod program;
 pub(super) mod totp;
 
 pub(super) use answer::{Answered, answer};
+pub(super) use contact::contact_code;
 pub(super) use enrolment::{confirm_totp, new_passkey};
 pub(super) use password::{
     Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,

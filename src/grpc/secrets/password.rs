@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use uuid::Uuid;
 
-use super::charge::{self, Payer, attempted};
+use super::charge::{self, Payer, Tries, attempted};
 use crate::{
     domain::{
         account::Lifecycle,
@@ -12,7 +12,7 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         event::Event,
         foreign_hash::ForeignHash,
-        identifier,
+        identifier::{self, Identifier},
         name::{AccountId, CredentialId, SessionId, UserId},
         network,
         password::{Password, PasswordHash},
@@ -105,7 +105,7 @@ pub(in crate::grpc) async fn password(call: &Call, attempt: Attempt<'_>) -> Resu
         Some(account) => ticket.of(account)?,
         None => ticket,
     };
-    let charged = charge::attempt(call, ways, None).await?;
+    let charged = charge::attempt(call, ways, Tries::Unlimited).await?;
     let stored = stored_hash(call, account, stored);
     let (matches, password) = app.hasher.verify(ticket, attempt.password, stored).await?;
 
@@ -190,9 +190,7 @@ pub(in crate::grpc) fn seal_hash(call: &Call, user: UserId, text: &str) -> Passw
 fn subject(attempt: &Attempt<'_>, account: Option<AccountId>) -> Subject {
     match (account, attempt.whose) {
         (Some(account), _) => Subject::Account(account),
-        (None, Whose::Identifier(typed)) => {
-            Subject::Unknown(identifier::key(typed).unwrap_or_else(|| typed.to_owned()))
-        }
+        (None, Whose::Identifier(typed)) => Subject::Unknown(identifier::canonical(typed)),
         (None, Whose::User(id)) => Subject::Account(id.into()),
     }
 }
@@ -201,8 +199,7 @@ fn subject(attempt: &Attempt<'_>, account: Option<AccountId>) -> Subject {
 async fn find_owner(db: &mut Read, whose: Whose<'_>) -> Result<Option<PasswordOwner>> {
     Ok(match whose {
         Whose::Identifier(typed) => {
-            let key = identifier::key(typed).unwrap_or_default();
-            users::find_for_sign_in(db, &key).await?
+            users::find_for_sign_in(db, Identifier::typed(typed).as_ref()).await?
         }
         Whose::User(id) => users::find_with_password(db, id).await?,
     })
@@ -224,7 +221,7 @@ pub(in crate::grpc) fn new_password(
         rules.min_length
     };
     let password = fields.take(field, Password::parse(typed))?;
-    match password.check(min_length, &user.profile.own_words()) {
+    match password.check(min_length, &user.own_words()) {
         Ok(()) => Some(password),
         Err(text) => {
             fields.refuse_as(Reason::PasswordRefused, field, text);
