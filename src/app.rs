@@ -19,6 +19,7 @@ use crate::{
     grpc::{body::Intake, call::Call},
     hasher::Hasher,
     key_sets::KeySets,
+    messenger::Messenger,
     store::db::Db,
     telemetry::Metrics,
     tls::Tls,
@@ -44,6 +45,7 @@ pub struct App {
     /// The second in which the keys were last read because of an unknown one.
     pub unknown_key_s: AtomicI64,
     pub key_sets: KeySets,
+    pub messenger: Box<Messenger>,
     /// Of the listeners, unless they speak in the clear.
     pub tls: Option<Arc<Tls>>,
     pub metrics: Metrics,
@@ -85,6 +87,7 @@ impl App {
         Ok(Self {
             proxies: config.proxies()?,
             key_sets: KeySets::new(&config.outbound, &clock, metrics.key_sets_failed.clone())?,
+            messenger: Box::new(Messenger::new(&config, &clock)?),
             passkeys: config.relying_party(&issuer)?.map(Box::new),
             metrics,
             intake: Intake::new(config.limits.max_received_bytes),

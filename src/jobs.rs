@@ -22,9 +22,9 @@ use crate::{
     grpc::call::Call,
     signing,
     store::{
-        challenges, client_assertions, contact_codes, credentials,
+        challenges, client_assertions, contact_changes, contact_codes, credentials,
         db::{Read, Write},
-        events, grants, identifiers, leases, meta, password_resets, requests, sessions,
+        events, grants, identifiers, leases, messages, meta, password_resets, requests, sessions,
         system_accounts, throttles, tokens, transact, users,
     },
     tls::Tls,
@@ -161,7 +161,9 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::Assertions, ago(CLOCKS_APART_S)),
         (Table::Enrolments, now),
         (Table::ContactCodes, now),
+        (Table::ContactChanges, now),
         (Table::Identifiers, now),
+        (Table::Messages, ago(retention.messages_s)),
         (Table::Sessions, ago(retention.ended_sessions_s)),
         (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
@@ -200,8 +202,12 @@ enum Table {
     Enrolments,
     /// Codes that prove contacts.
     ContactCodes,
+    /// How contacts were before they were changed.
+    ContactChanges,
     /// Identifiers that somebody gave up.
     Identifiers,
+    /// Messages that were sent, or never will be.
+    Messages,
     Sessions,
     Credentials,
     Grants,
@@ -228,7 +234,9 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Assertions => client_assertions::forget(tx, before, BATCH).await?,
         Table::Enrolments => credentials::forget_pending(tx, before, BATCH).await?,
         Table::ContactCodes => contact_codes::forget(tx, before, BATCH).await?,
+        Table::ContactChanges => contact_changes::forget(tx, before, BATCH).await?,
         Table::Identifiers => identifiers::forget(tx, before, BATCH).await?,
+        Table::Messages => messages::forget(tx, before, BATCH).await?,
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,

@@ -81,6 +81,7 @@ pub mod app;
 pub mod env;
 pub mod hasher;
 pub mod key_sets;
+pub mod messenger;
 pub mod signing;
 
 pub mod config;

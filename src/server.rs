@@ -16,6 +16,7 @@ use crate::{
     grpc::{self, layer::Guard},
     http as web, jobs,
     listener::{self, Shared},
+    messenger,
     setup::{self, Environment, Lock, Opened},
     telemetry::Connections,
     tls::Tls,
@@ -55,7 +56,7 @@ impl Server {
             app,
             bootstrap_file,
             lock,
-        } = setup::open(config, lock, issuer, tls, env).await?;
+        } = Box::pin(setup::open(config, lock, issuer, tls, env)).await?;
         let stop = CancellationToken::new();
         let (health, grpc) = grpc_router(&app)?;
         report_health(&health, ServingStatus::Serving).await;
@@ -79,6 +80,7 @@ impl Server {
         let ops_stop = CancellationToken::new();
         let ops_task = serve_ops(ops, &app, &stop, &ops_stop);
         watch_health(&app, &stop, health.clone());
+        messenger::start(&app, &stop);
 
         let work = Work {
             app: Arc::clone(&app),

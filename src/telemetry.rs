@@ -52,6 +52,9 @@ pub struct Metrics {
     pub throttled: Counter,
     /// Key sets of programs that could not be fetched.
     pub key_sets_failed: Counter,
+    messages: Family<MessageLabels, Counter>,
+    /// Messages that wait, as last counted.
+    pub messages_queued: Gauge<i64, AtomicI64>,
 }
 
 /// What a listener counts.
@@ -75,6 +78,12 @@ struct RpcLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PathLabel {
     rpc: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MessageLabels {
+    kind: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -109,6 +118,8 @@ impl Metrics {
             passwords: Family::default(),
             throttled: Counter::default(),
             key_sets_failed: Counter::default(),
+            messages: Family::default(),
+            messages_queued: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("rpcs", "Finished calls", metrics.rpcs.clone());
@@ -129,6 +140,10 @@ impl Metrics {
         registry.register("handshakes_failed", help, handshakes_failed);
         let help = "Key sets of programs that could not be fetched";
         registry.register("key_sets_failed", help, metrics.key_sets_failed.clone());
+        let help = "Messages to people, by what became of each try";
+        registry.register("messages", help, metrics.messages.clone());
+        let help = "Messages to people that wait to be sent";
+        registry.register("messages_queued", help, metrics.messages_queued.clone());
         registry.register("passwords", "Passwords checked", metrics.passwords.clone());
         registry.register(
             "throttled",
@@ -152,6 +167,13 @@ impl Metrics {
         self.rpc_seconds
             .get_or_create(&PathLabel { rpc })
             .observe(time.as_secs_f64());
+    }
+
+    /// `outcome`: `sent`, `later`, `dead`, or `void` for nobody.
+    pub fn message(&self, kind: &'static str, outcome: &'static str) {
+        self.messages
+            .get_or_create(&MessageLabels { kind, outcome })
+            .inc();
     }
 
     /// `outcome`: `granted` or `refused`.

@@ -1,21 +1,24 @@
 //! What a setting may be that its type cannot say.
 
-use super::{Config, DatabaseUrl, sources::leaves};
+use super::{Config, DatabaseUrl, Messages, sources::leaves};
 use crate::domain::network;
 
 /// What is promised or would harm if there were more of it.
-const AT_MOST: [(&str, i64); 11] = [
+const AT_MOST: [(&str, i64); 14] = [
     ("break_glass.unsealed_s", 86_400),
     ("limits.drain_timeout_s", 25),
+    ("messages.revert_lifetime_s", 2_592_000),
     ("outbound.timeout_s", 10),
     ("passwords.reset_lifetime_s", 86_400),
     ("sessions.aal2_lifetime_s", 86_400),
     ("sessions.refresh_replay_s", 60),
     ("sign_in.challenge_lifetime_s", 600),
+    ("smtp.timeout_s", 60),
     ("sign_in.contact_code_lifetime_s", 600),
     ("sign_in.contact_link_lifetime_s", 86_400),
     ("sign_in.enrolment_lifetime_s", 3_600),
     ("tls.reload_interval_s", 3_600),
+    ("webhook.timeout_s", 60),
 ];
 
 impl Config {
@@ -48,6 +51,7 @@ impl Config {
                 "`{bad}` in `passkeys.origins` is not an origin such as https://login.example"
             ));
         }
+        self.check_messages()?;
         if !["text", "json"].contains(&self.log.format.as_str()) {
             return Err("setting `log.format` has to be text or json".to_owned());
         }
@@ -62,7 +66,7 @@ impl Config {
             return Err("setting `database_url` has to begin with postgres://".to_owned());
         }
         if let Some(url) = &self.public_url {
-            check_public_url(url)?;
+            check_public_url("public_url", url)?;
         }
         let origins = &self.cors.allowed_origins;
         if let Some(bad) = origins.iter().find(|origin| !is_origin(origin)) {
@@ -79,10 +83,72 @@ impl Config {
         self.check_plaintext()
     }
 
+    /// How messages are sent, and that what is needed for it is there.
+    fn check_messages(&self) -> Result<(), String> {
+        let Messages { email, sms, .. } = &self.messages;
+        let ways = [
+            ("messages.email", email, &["smtp", "webhook", "log"][..]),
+            ("messages.sms", sms, &["webhook", "log"]),
+        ];
+        for (key, way, known) in ways {
+            let Some(way) = way.as_deref() else { continue };
+            if !known.contains(&way) {
+                return Err(format!("setting `{key}` has to be {}", known.join(" or ")));
+            }
+            if way == "log" && !self.is_of_this_machine() {
+                return Err(format!(
+                    "setting `{key}` cannot be log where `public_url` is not of this machine: codes do \
+                     not belong into a log"
+                ));
+            }
+            if way == "smtp" && (self.smtp.host.is_empty() || self.smtp.from.is_empty()) {
+                return Err(format!("setting `{key}` needs `smtp.host` and `smtp.from`"));
+            }
+            if way == "webhook"
+                && (self.webhook.url.is_none() || self.webhook.secret_file.is_none())
+            {
+                return Err(format!(
+                    "setting `{key}` needs `webhook.url` and `webhook.secret_file`"
+                ));
+            }
+        }
+        if !["starttls", "tls"].contains(&self.smtp.security.as_str()) {
+            return Err("setting `smtp.security` has to be starttls or tls".to_owned());
+        }
+        if self.smtp.username.is_some() != self.smtp.password_file.is_some() {
+            return Err("`smtp.username` and `smtp.password_file` go together".to_owned());
+        }
+        let longest = self.smtp.timeout_s.max(self.webhook.timeout_s);
+        if self.messages.lease_s.unsigned_abs() <= longest {
+            return Err("setting `messages.lease_s` has to be more than the time-outs".to_owned());
+        }
+        match &self.messages.pages_url {
+            Some(url) => check_public_url("messages.pages_url", url),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether nobody on another machine is to use this installation.
+    fn is_of_this_machine(&self) -> bool {
+        let url = self.public_url.as_deref().map(url::Url::parse);
+        match url {
+            None => network::is_loopback(self.listen.ip()),
+            Some(Ok(url)) => match url.host() {
+                Some(url::Host::Domain(name)) => name == "localhost",
+                Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+                Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+                None => false,
+            },
+            Some(Err(_)) => false,
+        }
+    }
+
     /// A limit of 0 would be none, or would let nothing through; and some are promises.
     fn check_numbers(&self) -> Result<(), String> {
         let may_be_0 = [
             "hashing.lanes",
+            "messages.address_free",
+            "retention.identifiers_s",
             "sessions.refresh_replay_s",
             "throttle.account_free",
             "throttle.network_free",
@@ -122,7 +188,7 @@ impl Config {
 }
 
 /// The issuer is compared byte by byte (RFC 8414 section 2): no query, no fragment, no final slash.
-fn check_public_url(url: &str) -> Result<(), String> {
+fn check_public_url(key: &str, url: &str) -> Result<(), String> {
     let parsed: Result<http::Uri, _> = url.parse();
     let is_good = parsed.is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
@@ -132,9 +198,11 @@ fn check_public_url(url: &str) -> Result<(), String> {
     if is_good && !url.ends_with('/') && !url.contains('#') {
         return Ok(());
     }
-    Err("setting `public_url` has to be like https://id.example, without a final slash".to_owned())
+    Err(format!(
+        "setting `{key}` has to be like https://id.example, without a final slash"
+    ))
 }
 
 fn is_origin(origin: &str) -> bool {
-    check_public_url(origin).is_ok() && origin.matches('/').count() == 2
+    check_public_url("", origin).is_ok() && origin.matches('/').count() == 2
 }

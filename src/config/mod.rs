@@ -98,6 +98,12 @@ section! {
         break_glass: BreakGlass = BreakGlass::default(),
         /// What accountd fetches from elsewhere: keys that programs publish.
         outbound: Outbound = Outbound::default(),
+        /// Messages to people: codes, links, notices.
+        messages: Messages = Messages::default(),
+        /// The mail server that messages are handed to.
+        smtp: Smtp = Smtp::default(),
+        /// A gateway that messages are handed to over HTTP.
+        webhook: Webhook = Webhook::default(),
         /// Browsers calling from other origins.
         cors: Cors = Cors::default(),
         /// How long things are kept.
@@ -316,6 +322,79 @@ section! {
 }
 
 section! {
+    Messages {
+        /// How e-mails are sent: `smtp`, `webhook`, or for development `log`, which writes them, codes and all,
+        /// into the log and is refused where `public_url` is not of this machine. Unset: not at all.
+        email: Option<String> = None,
+        /// The same for text messages: `webhook` or `log`.
+        sms: Option<String> = None,
+        /// Where the pages are that links in messages lead to: `verify-contact`, `sign-in`, `reset-password`
+        /// and `revert-contact` below it, with what they need behind a `#`. Unset: `public_url`.
+        pages_url: Option<String> = None,
+        /// Folder of templates in the place of those that accountd comes with: `en/contact_code.txt`,
+        /// `.html`, `.sms` and so on; see `accountd message preview`.
+        templates_dir: Option<PathBuf> = None,
+        /// For people whose language there are no templates in.
+        default_language: String = "en".to_owned(),
+        /// Messages with a code to one address that are sent without waiting.
+        address_free: u32 = 5,
+        /// The first wait for the next one, in seconds; each further message doubles it.
+        address_base_delay_s: i64 = 60,
+        /// The longest wait, in seconds.
+        address_max_delay_s: i64 = 3_600,
+        /// Messages of one process in a minute; more have to wait.
+        max_per_minute: u32 = 600,
+        /// Messages that one process sends at once.
+        max_at_once: usize = 8,
+        /// Messages that may wait to be sent; above that nobody can ask for one.
+        max_queued: i64 = 100_000,
+        /// How often one is tried before it is given up; with the waits between, hours.
+        max_attempts: i64 = 12,
+        /// Seconds until a message comes up again whose process has died over it; more than the time-outs of
+        /// the senders.
+        lease_s: i64 = 120,
+        /// Seconds until a notice is of no use any more; codes and links end with what they are for.
+        notice_lifetime_s: i64 = 259_200,
+        /// Seconds in which the owner of a contact can take back what somebody has changed; at most 30 days.
+        revert_lifetime_s: i64 = 604_800,
+    }
+}
+
+section! {
+    Smtp {
+        /// Name of the server, which its certificate has to be for.
+        host: String = String::new(),
+        /// 587 for STARTTLS, 465 for TLS from the first byte.
+        port: u16 = 587,
+        /// `starttls`, which is required, or `tls`. There is no way of sending in the clear.
+        security: String = "starttls".to_owned(),
+        /// Name to authenticate with; unset: nobody does.
+        username: Option<String> = None,
+        /// File of the password.
+        password_file: Option<PathBuf> = None,
+        /// PEM file of authorities that are believed beside the public ones.
+        ca_file: Option<PathBuf> = None,
+        /// Sender of the messages, such as `Example <no-reply@example.org>`.
+        from: String = String::new(),
+        /// Seconds for one message, at most 60.
+        timeout_s: u64 = 20,
+    }
+}
+
+section! {
+    Webhook {
+        /// Where messages are posted as JSON, signed as Standard Webhooks says; https, or this machine.
+        url: Option<String> = None,
+        /// File of the secret they are signed with: `whsec_` and 24 to 64 bytes in base64.
+        secret_file: Option<PathBuf> = None,
+        /// PEM file of authorities that are believed beside the public ones.
+        ca_file: Option<PathBuf> = None,
+        /// Seconds for one message, at most 60.
+        timeout_s: u64 = 10,
+    }
+}
+
+section! {
     Cors {
         /// Origins (`https://app.example`) whose pages may call from browsers; none by default.
         allowed_origins: Vec<String> = Vec::new(),
@@ -339,6 +418,8 @@ section! {
         revoked_credentials_s: i64 = 7_776_000,
         /// Seconds until a system account is suspended whose owner was deleted or has expired.
         ownerless_accounts_s: i64 = 1_209_600,
+        /// Seconds until a message that was sent, or could not be, is forgotten.
+        messages_s: i64 = 604_800,
         /// Seconds until a grant that has expired is forgotten.
         ended_grants_s: i64 = 2_592_000,
     }
@@ -353,7 +434,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 14] = [
+const SECTIONS: [(&str, Docs); 17] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -366,6 +447,9 @@ const SECTIONS: [(&str, Docs); 14] = [
     ("throttle", Throttle::DOCS),
     ("break_glass", BreakGlass::DOCS),
     ("outbound", Outbound::DOCS),
+    ("messages", Messages::DOCS),
+    ("smtp", Smtp::DOCS),
+    ("webhook", Webhook::DOCS),
     ("cors", Cors::DOCS),
     ("retention", Retention::DOCS),
 ];
@@ -470,6 +554,22 @@ impl Config {
             base_delay_s,
             max_delay_s: second_factor_max_delay_s,
             forget_after_s: second_factor_forget_s,
+        }
+    }
+
+    /// For messages with a code to one address.
+    pub const fn message_throttle(&self) -> throttle::Rule {
+        let Messages {
+            address_free,
+            address_base_delay_s,
+            address_max_delay_s,
+            ..
+        } = self.messages;
+        throttle::Rule {
+            free: address_free,
+            base_delay_s: address_base_delay_s,
+            max_delay_s: address_max_delay_s,
+            forget_after_s: self.throttle.account_forget_s,
         }
     }
 
@@ -596,7 +696,7 @@ fn networks(setting: &str, list: &[String]) -> Result<Vec<IpNet>, String> {
 }
 
 /// The certificates in a PEM file, one text each.
-fn pem_blocks(text: &str) -> Vec<String> {
+pub fn pem_blocks(text: &str) -> Vec<String> {
     const END: &str = "-----END CERTIFICATE-----";
     text.split_inclusive(END)
         .filter(|block| block.contains(END))

@@ -22,12 +22,28 @@ use super::{
     name::{CredentialId, SessionId, UserId},
     secret::{self, Digest},
     session::Device,
-    throttle::Subject,
+    throttle::{Rule, Subject},
     time::Timestamp,
 };
 
 /// How often a challenge may be answered, rightly or wrongly.
 pub const MAX_ANSWERS: i64 = 5;
+
+/// Open questions to one person that strangers may ask without waiting.
+const FREE_TO_ASK: u32 = 20;
+/// The first wait of who asks more, in seconds.
+const ASK_DELAY_S: i64 = 15;
+
+/// How often strangers may ask one person, when nobody is sent anything; `lifetime_s` is how long a
+/// question is open.
+pub const fn asking_rule(lifetime_s: i64) -> Rule {
+    Rule {
+        free: FREE_TO_ASK,
+        base_delay_s: ASK_DELAY_S,
+        max_delay_s: lifetime_s,
+        forget_after_s: lifetime_s,
+    }
+}
 
 /// An open question.
 #[derive(Clone, Debug)]

@@ -311,6 +311,57 @@ impl Contact {
     }
 }
 
+/// All of a contact that its owner may want back after somebody has changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    kind: String,
+    value: String,
+    label: String,
+    is_primary: bool,
+    purposes: Vec<Purpose>,
+    proof: Option<(String, i64, String)>,
+    create_time: i64,
+}
+
+impl Snapshot {
+    pub fn of(contact: &Contact) -> Self {
+        let proof = contact.proof.as_ref().map(|proof| {
+            let Proof { method, time, by } = proof;
+            (method.name().to_owned(), time.micros(), by.clone())
+        });
+        Self {
+            kind: contact.kind().name().to_owned(),
+            value: contact.value.text(),
+            label: contact.label.clone(),
+            is_primary: contact.is_primary,
+            purposes: contact.purposes.clone(),
+            proof,
+            create_time: contact.create_time.micros(),
+        }
+    }
+
+    /// The contact as it was, with nothing left to be proven.
+    pub fn contact(self, account: AccountId, id: ContactId, now: Timestamp) -> Option<Contact> {
+        let value = Value::from_stored(Kind::parse(&self.kind)?, self.value)?;
+        let proof = match self.proof {
+            None => None,
+            Some((method, time, by)) => Some(Proof {
+                method: Method::parse(&method)?,
+                time: Timestamp::from_micros(time),
+                by,
+            }),
+        };
+        Some(Contact {
+            label: self.label,
+            is_primary: self.is_primary,
+            purposes: self.purposes,
+            proof,
+            create_time: Timestamp::from_micros(self.create_time),
+            ..Contact::new(id, account, value, now)
+        })
+    }
+}
+
 /// What is stored of a code: keyed, and of one value of one contact only.
 pub fn code_digest(typed: &str, contact: &Contact, value: &Value, key: &hmac::Key) -> Digest {
     let identifier = value.identifier().map(|it| it.key).unwrap_or_default();
@@ -423,6 +474,10 @@ mod tests {
             Value::Phone(Phone::parse("+41446681800").expect("a number")),
             Value::PostalAddress(address),
         ] {
+            let mut contact = contact(value.clone());
+            contact.prove(proof());
+            let again = Snapshot::of(&contact).contact(contact.account, contact.id, NOW);
+            assert_eq!(again, Some(contact));
             assert_eq!(Value::from_stored(value.kind(), value.text()), Some(value));
         }
     }

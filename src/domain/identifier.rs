@@ -3,12 +3,18 @@
 //! Invariant: what can be read as one kind can be read as no other, so one text names one account at
 //! most. An address or number is an identifier once its owner has proven it, and not before.
 
+use serde::{Deserialize, Serialize};
+
 use super::{email::Email, phone::Phone, username};
 
 /// Longest identifier that is looked at, in characters; an e-mail address has at most 254.
 pub const MAX_IDENTIFIER: usize = 254;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Most bytes of what somebody types for one.
+pub const MAX_IDENTIFIER_BYTES: usize = 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Username,
     /// What a username looks like: taken with it, so that nobody else gets one that could be mistaken
@@ -34,7 +40,7 @@ impl Kind {
 }
 
 /// A kind and the canonical form by which it is found.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Identifier {
     pub kind: Kind,
     pub key: String,

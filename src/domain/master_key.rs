@@ -40,6 +40,7 @@ impl MasterKey {
             device_tokens: self.mac(b"device tokens"),
             totp_secrets: Sealer::new(&self.expand(b"TOTP secrets at rest")),
             foreign_hashes: Sealer::new(&self.expand(b"foreign password hashes at rest")),
+            messages: Sealer::new(&self.expand(b"messages at rest")),
             codes: self.mac(b"one-time codes"),
             request_bodies: self.mac(b"request bodies"),
             throttle_keys: self.mac(b"throttle keys"),
@@ -84,6 +85,8 @@ pub struct Keys {
     pub totp_secrets: Sealer,
     /// Encrypts password hashes of other systems, which lack the pepper.
     pub foreign_hashes: Sealer,
+    /// Encrypts messages that wait to be sent.
+    pub messages: Sealer,
     /// Digests of recovery codes and of codes in messages.
     pub codes: hmac::Key,
     /// Fingerprints of request bodies: keyed, since a body may hold a password.

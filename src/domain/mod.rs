@@ -22,6 +22,7 @@ pub mod identifier;
 pub mod key_set;
 pub mod keyring;
 pub mod master_key;
+pub mod message;
 pub mod name;
 pub mod network;
 pub mod page;

@@ -23,6 +23,7 @@ pub enum Kind {
     PasswordReset,
     Challenge,
     ContactLink,
+    ContactRevert,
 }
 
 impl Kind {
@@ -35,6 +36,7 @@ impl Kind {
             Self::PasswordReset => "adpr",
             Self::Challenge => "adch",
             Self::ContactLink => "adcl",
+            Self::ContactRevert => "adcb",
         }
     }
 }

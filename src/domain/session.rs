@@ -81,12 +81,14 @@ pub enum EndReason {
     PasswordChanged,
     PasswordReset,
     CredentialDeleted,
+    /// Somebody has taken a change of contacts back that was not theirs.
+    ContactReverted,
     AccountSuspended,
     AccountDeleted,
 }
 
 impl EndReason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::SignedOut,
         Self::Revoked,
         Self::Displaced,
@@ -94,6 +96,7 @@ impl EndReason {
         Self::PasswordChanged,
         Self::PasswordReset,
         Self::CredentialDeleted,
+        Self::ContactReverted,
         Self::AccountSuspended,
         Self::AccountDeleted,
     ];
@@ -108,6 +111,7 @@ impl EndReason {
             Self::PasswordChanged => "password_changed",
             Self::PasswordReset => "password_reset",
             Self::CredentialDeleted => "credential_deleted",
+            Self::ContactReverted => "contact_reverted",
             Self::AccountSuspended => "account_suspended",
             Self::AccountDeleted => "account_deleted",
         }

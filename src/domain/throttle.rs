@@ -28,6 +28,14 @@ pub enum Subject {
     SecondFactor(AccountId),
     /// A contact, by somebody who types codes for it.
     Contact(ContactId),
+    /// Where messages with codes go.
+    Messages(String),
+    /// Where notices go, which must not be held up by messages that anybody can ask for.
+    Notices(String),
+    /// Who asks for a message to whoever is found by this.
+    Asking(String),
+    /// Who asks questions to whoever is found by this, of which nobody is told.
+    Questions(String),
     /// An identifier that belongs to nobody.
     Unknown(String),
     /// Where the attempt comes from.
@@ -46,6 +54,10 @@ impl Subject {
             Self::Account(id) => ("account", id.to_string()),
             Self::SecondFactor(id) => ("second factor", id.to_string()),
             Self::Contact(id) => ("contact", id.0.to_string()),
+            Self::Messages(address) => ("messages", address.clone()),
+            Self::Notices(address) => ("notices", address.clone()),
+            Self::Asking(identifier) => ("asking", identifier.clone()),
+            Self::Questions(identifier) => ("questions", identifier.clone()),
             Self::Unknown(identifier) => ("unknown", identifier.clone()),
             Self::Network(net) => ("network", net.to_string()),
             Self::Device(id) => ("device", id.to_string()),
@@ -309,6 +321,10 @@ mod tests {
             Subject::Account(UserId(id).into()),
             Subject::SecondFactor(UserId(id).into()),
             Subject::Unknown(format!("users/{id}")),
+            Subject::Messages(id.to_string()),
+            Subject::Notices(id.to_string()),
+            Subject::Asking(id.to_string()),
+            Subject::Questions(id.to_string()),
             Subject::Contact(ContactId(id)),
             Subject::Device(id),
             Subject::SecondFactorDevice(id),

@@ -46,6 +46,13 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(now.0)).unwrap_or(0))
     }
 
+    /// To the minute, for people to read: `2026-11-21 18:00 UTC`.
+    pub fn for_people(self) -> String {
+        let text = self.to_string();
+        let minute = text.get(..16).unwrap_or(&text);
+        format!("{} UTC", minute.replace('T', " "))
+    }
+
     /// Reads RFC 3339, for example `2026-11-21T18:00:00Z`.
     pub fn parse(text: &str) -> Option<Self> {
         let time: jiff::Timestamp = text.parse().ok()?;
@@ -82,6 +89,12 @@ pub fn is_time_zone(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_read_a_time_to_the_minute() {
+        let time = Timestamp::parse("2026-11-21T18:00:59.5Z").expect("a time");
+        assert_eq!(time.for_people(), "2026-11-21 18:00 UTC");
+    }
 
     #[test]
     fn a_time_survives_being_written_and_read() {

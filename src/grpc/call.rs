@@ -6,7 +6,10 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -90,6 +93,8 @@ pub struct Call {
     pub deadline: Instant,
     pub validate_only: bool,
     request: Option<RequestId>,
+    /// Whether its transaction leaves a message to be sent.
+    has_message: AtomicBool,
 }
 
 struct RequestId {
@@ -183,6 +188,7 @@ impl Call {
             deadline: Instant::now() + Duration::from_mins(1),
             validate_only: false,
             request: None,
+            has_message: AtomicBool::new(false),
         }
     }
 
@@ -197,6 +203,18 @@ impl Call {
     /// For `mutate!`: rolled back in the end when the caller only wants to know.
     pub fn attempts(&self, isolation: Isolation) -> Attempts<'_> {
         Attempts::new(self.db(), isolation, self.validate_only)
+    }
+
+    /// Says that the transaction leaves a message to be sent.
+    pub fn leaves_message(&self) {
+        self.has_message.store(true, Relaxed);
+    }
+
+    /// For `mutate!`: what waits for the end of the transaction may begin.
+    pub fn committed(&self) {
+        if self.has_message.swap(false, Relaxed) {
+            self.app.messenger.wake();
+        }
     }
 
     pub fn new_uuid(&self) -> Uuid {
@@ -520,7 +538,10 @@ macro_rules! mutate {
                 }
             }
         ) {
-            Ok(answer) => Ok(answer),
+            Ok(answer) => {
+                $call.committed();
+                Ok(answer)
+            }
             Err(refusal) => $call.first_answer_or(refusal).await,
         }
     };

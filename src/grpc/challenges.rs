@@ -3,19 +3,21 @@
 
 use super::{
     call::{Call, mutate},
-    convert,
+    convert, messages,
     mint::Wish,
     pb::{self, ChallengeMethod, create_challenge_request::Delivery, sign_in_response},
-    secrets,
+    secrets::{self, Asked},
     sign_in::{self, Proof},
 };
 use crate::{
     domain::{
         assurance::Factor,
         challenge::{self, Challenge, Purpose, Question, SignIn},
+        contact,
         credential::Kind,
         error::{Error, Fields, Reason, Result},
-        identifier::{self, Identifier},
+        identifier::{self, Identifier, MAX_IDENTIFIER_BYTES},
+        message::{self, Channel, Facts, Message, To, Who},
         name::{SessionId, UserId},
         network,
         passkey::{Passkey, RelyingParty},
@@ -29,9 +31,6 @@ use crate::{
         transact, users,
     },
 };
-
-/// Most bytes of an identifier that a challenge is opened for; no identifier is longer.
-const MAX_IDENTIFIER_BYTES: usize = 1024;
 
 /// A challenge that is being opened, and what its answer shows of it.
 struct Opening {
@@ -80,7 +79,7 @@ async fn create_for_session(
     }
     let purpose = Purpose::StepUp(session);
     let opening = open(call, Some(user), purpose, methods, wish, &stored)?;
-    store(call, &opening).await
+    store(call, &opening, None).await
 }
 
 async fn create_for_sign_in(
@@ -122,10 +121,9 @@ async fn create_for_sign_in(
     fields.finish()?;
     let wish = Wish::parse(&request.audience, &request.scopes)?;
     let method = method.ok_or_else(|| Error::internal("checked above"))?;
-    if is_message && delivery == Delivery::Send {
-        let text = "needs a message sender, and this version has none";
-        let name = "delivery SEND";
-        return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
+    let is_sent = is_message && delivery == Delivery::Send;
+    if is_sent {
+        messages::require_sender(call, Some(channel(method)))?;
     }
     let (mut user, mut known_device) = (None, None);
     if !typed.is_empty() {
@@ -133,7 +131,7 @@ async fn create_for_sign_in(
         let owner = users::find_for_sign_in(&mut db, Identifier::typed(&typed).as_ref()).await?;
         if let Some(owner) = owner {
             let account = owner.id.into();
-            if is_message {
+            if is_message && !is_sent {
                 // Who has the code signs in as the person.
                 call.require_full_power_over(&mut db, account).await?;
             }
@@ -143,14 +141,62 @@ async fn create_for_sign_in(
                 password.and_then(|hash| secrets::known_device(call, account, hash, &sent.token));
         }
     }
+    let asked = identifier::canonical(&typed);
+    if !asked.is_empty() {
+        let by = if is_sent {
+            Asked::Message(asked.clone())
+        } else {
+            Asked::Question(asked.clone())
+        };
+        secrets::ask(call, by, known_device, device.address).await?;
+    }
     let purpose = Purpose::SignIn(SignIn {
-        identifier: identifier::canonical(&typed),
+        identifier: asked,
         first: None,
         device,
         known_device,
     });
     let opening = open(call, user, purpose, vec![method], wish, &[])?;
-    store(call, &opening).await
+    if !is_sent {
+        return store(call, &opening, None).await;
+    }
+    let message = message(call, &opening, &typed, method);
+    let opening = Opening {
+        code: String::new(),
+        ..opening
+    };
+    store(call, &opening, Some(&message)).await
+}
+
+/// The message with a code; who gets it is looked up when it is sent.
+fn message(call: &Call, opening: &Opening, typed: &str, method: Factor) -> Message {
+    let code = opening.code.clone();
+    let lifetime_s = call.app().config.sign_in.challenge_lifetime_s;
+    Message {
+        kind: message::Kind::SignInCode,
+        to: To::Whoever {
+            who: Who::Identifier(Identifier::typed(typed)),
+            channel: Some(channel(method)),
+            purpose: contact::Purpose::Login,
+        },
+        language: String::new(),
+        name: String::new(),
+        facts: Facts {
+            // Whoever asked for it holds the challenge, without which the code is nothing.
+            link: messages::link(call, "sign-in", &format!("code={code}")),
+            code,
+            minutes: lifetime_s / 60,
+            ..Facts::default()
+        },
+        unlocks: None,
+    }
+}
+
+const fn channel(method: Factor) -> Channel {
+    match method {
+        Factor::SmsCode => Channel::Sms,
+        _ => Channel::Email,
+    }
 }
 
 /// Asks somebody who has shown one factor for a second.
@@ -254,7 +300,8 @@ pub(super) fn relying_party(call: &Call) -> Result<&RelyingParty> {
 }
 
 /// Stores a challenge that somebody asked for, unless too many are open from there or for the person.
-async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
+/// A message goes with it if it is to be brought by one.
+async fn store(call: &Call, opening: &Opening, message: Option<&Message>) -> Result<pb::Challenge> {
     let Opening {
         challenge, secret, ..
     } = opening;
@@ -264,7 +311,9 @@ async fn store(call: &Call, opening: &Opening) -> Result<pb::Challenge> {
         if let (Some(user), false) = (challenge.user, challenge.is_first_step()) {
             challenges::make_room(tx, user, &secret.digest(), MAX_OPEN).await?;
         }
-        if challenge.question.code.is_some() {
+        if let Some(message) = message {
+            messages::enqueue(tx, call, None, message, challenge.expire_time).await?;
+        } else if challenge.question.code.is_some() {
             let event = call.event_of("challenge.code_returned");
             let event = match challenge.user {
                 Some(user) => event.about_account(user),
@@ -282,10 +331,6 @@ async fn require_room(db: &mut Read, call: &Call, challenge: &Challenge) -> Resu
     if let Some(network) = challenge.network {
         let max = call.app().config.throttle.network_challenges;
         is_full = challenges::count_open(db, network, call.now).await? >= max;
-    }
-    // Who has shown nothing yet drives out nobody who has.
-    if let Some(user) = challenge.user.filter(|_| challenge.is_first_step()) {
-        is_full |= challenges::count_of(db, user, call.now).await? >= MAX_OPEN;
     }
     if !is_full {
         return Ok(());

@@ -4,18 +4,24 @@ use super::{
     call::{Call, mutate},
     contacts as service, convert,
     credentials::without_secret_if_dry,
+    messages,
     pb::{self, send_contact_code_request::Delivery},
-    secrets,
+    secrets::{self, Asked},
 };
 use crate::{
     domain::{
-        challenge, contact,
+        challenge,
+        contact::{self, Contact, Value},
         error::{Error, Reason, Result},
-        name::ContactId,
+        message::{self, Channel, Facts, Message, Recipient, To},
+        name::{AccountId, ContactId},
+        secret::{Kind, Secret},
     },
     store::{
         contact_codes::{self, Code},
-        contacts, events,
+        contacts,
+        db::Write,
+        events, users,
     },
 };
 
@@ -26,44 +32,103 @@ pub(super) async fn send(
 ) -> Result<pb::SendContactCodeResponse> {
     let (account, id) = call.child("name", &request.name, "contacts")?;
     let id = ContactId(id);
-    match request.delivery() {
-        Delivery::Return => call.require("contacts.return_code")?,
-        Delivery::Send => {
-            let text = "needs a message sender, and this version has none";
-            let name = "delivery SEND";
-            return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
-        }
+    let is_returned = match request.delivery() {
+        Delivery::Return => true,
+        Delivery::Send => false,
         Delivery::Unspecified => {
             return Err(Error::field("delivery", "must be SEND or RETURN"));
         }
+    };
+    if is_returned {
+        call.require("contacts.return_code")?;
+    } else {
+        let mut db = call.db().read().await?;
+        service::require_change(&mut db, call, account).await?;
+        let contact = service::find_current(&mut db, account, id, &request.etag).await?;
+        let channel = Channel::of(contact.require_unproven()?.kind());
+        drop(db);
+        messages::require_sender(call, channel)?;
+        secrets::ask(call, Asked::Message(contact.name()), None, None).await?;
     }
     let typed = challenge::code(call.app().random.bytes());
-    let expire_time = call
-        .now
-        .plus_s(call.app().config.sign_in.contact_code_lifetime_s);
+    let link = Secret::new(Kind::ContactLink, &call.app().random.bytes::<32>());
+    let settings = &call.app().config.sign_in;
+    let expire_time = call.now.plus_s(settings.contact_code_lifetime_s);
+    let link_expire_time = call.now.plus_s(settings.contact_link_lifetime_s);
     let response = mutate!(call, |tx| {
         service::require_change(tx, call, account).await?;
-        // Who has the code can make an address their own, in somebody else's name.
-        call.require_full_power_over(tx, account).await?;
+        if is_returned {
+            // Who has the code can make an address their own, in somebody else's name.
+            call.require_full_power_over(tx, account).await?;
+        }
         let contact = service::find_current(tx, account, id, &request.etag).await?;
         let value = contact.require_unproven()?;
         let digest = contact::code_digest(&typed, &contact, value, &call.app().keys.codes);
+        let has_link = !is_returned && value.kind() == contact::Kind::Email;
         let code = Code {
             digest: digest.to_vec(),
             expire_time,
-            link: None,
-            link_expire_time: expire_time,
-            is_returned: true,
+            link: has_link.then(|| link.digest().to_vec()),
+            link_expire_time: if has_link {
+                link_expire_time
+            } else {
+                expire_time
+            },
+            is_returned,
         };
         contact_codes::replace(tx, account, id, &code).await?;
+        let delivery = if is_returned { "RETURN" } else { "SEND" };
         let event = call.event().about(contact.name(), Some(account));
-        events::append(tx, &event.detail("delivery", "RETURN")).await?;
+        events::append(tx, &event.detail("delivery", delivery)).await?;
+        if !is_returned {
+            enqueue(tx, call, &contact, value, &typed, &link, &code).await?;
+        }
         pb::SendContactCodeResponse {
-            code: typed.clone(),
+            code: if is_returned {
+                typed.clone()
+            } else {
+                String::new()
+            },
             expire_time: Some(convert::timestamp(expire_time)),
         }
     })?;
     Ok(without_secret_if_dry(call, response))
+}
+
+/// Leaves the message with a code, and with a link where there is one.
+async fn enqueue(
+    tx: &mut Write,
+    call: &Call,
+    contact: &Contact,
+    value: &Value,
+    typed: &str,
+    link: &Secret,
+    code: &Code,
+) -> Result<()> {
+    let Some(recipient) = Recipient::at(value) else {
+        return Err(Error::internal("a contact that cannot be proven"));
+    };
+    let language = match contact.account {
+        AccountId::User(id) => users::get(tx, id).await?.profile.language_code,
+        AccountId::System(_) => String::new(),
+    };
+    let needs = format!("contact={}&code={}", contact.name(), link.text());
+    let message = Message {
+        kind: message::Kind::ContactCode,
+        to: To::Address(recipient),
+        language,
+        // Whose address it is nobody knows yet.
+        name: String::new(),
+        facts: Facts {
+            code: typed.to_owned(),
+            link: messages::link(call, "verify-contact", &needs),
+            minutes: call.app().config.sign_in.contact_code_lifetime_s / 60,
+            ..Facts::default()
+        },
+        unlocks: None,
+    };
+    let account = Some(contact.account);
+    messages::enqueue(tx, call, account, &message, code.expire_time).await
 }
 
 /// Verifies a contact with the code that came there.
@@ -87,6 +152,10 @@ pub(super) async fn verify(call: &Call, request: pb::VerifyContactRequest) -> Re
             return Err(Error::Unauthenticated(Reason::InvalidCode));
         }
         let before = contact.clone();
+        let is_new = before.proof.is_none();
+        if is_new {
+            service::announce(tx, call, None, Some(&before)).await?;
+        }
         contact.prove(service::proof(call, method));
         contact.is_primary |= !service::has_primary(tx, &contact).await?;
         contact.touch(call.now);

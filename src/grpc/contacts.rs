@@ -7,29 +7,36 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    contact_codes, convert, credentials as accounts, pb,
+    contact_codes, convert, credentials as accounts, messages, pb, secrets,
 };
 use crate::{
     app::App,
     domain::{
         account::State,
         contact::{
-            Contact, Edit, Kind, MAX_CONTACTS, MAX_LABEL, Method, Proof, Purpose, Value, WRITABLE,
+            Contact, Edit, Kind, MAX_CONTACTS, MAX_LABEL, Method, Proof, Purpose, Snapshot, Value,
+            WRITABLE,
         },
         email::Email,
         error::{Error, Fields, Reason, Result},
         filter,
+        message::{self, Facts},
         name::{AccountId, ContactId},
         page,
         phone::Phone,
         postal_address::PostalAddress,
+        secret::{self, Secret},
+        session::EndReason,
         text,
     },
     store::{
+        contact_changes::{self, Change},
         contact_codes as codes,
         contacts::{self, Cursor},
         db::{Read, Write},
         events, identifiers,
+        sessions::{self, Which},
+        users,
     },
 };
 
@@ -129,6 +136,11 @@ impl pb::contact_service_server::ContactService for Contacts {
             Contact::check_purposes(account, contact.kind(), purposes)
                 .map_err(|text| Error::field("contact.purposes", text))?;
             if contact != before {
+                if contact.pending != before.pending && contact.pending.is_some()
+                    || contact.purposes != before.purposes
+                {
+                    announce(tx, &call, Some(&before), Some(&contact)).await?;
+                }
                 if contact.unproven() != before.unproven() {
                     // The code was for what was to be proven then.
                     codes::delete(tx, account, id).await?;
@@ -151,6 +163,7 @@ impl pb::contact_service_server::ContactService for Contacts {
         mutate!(call, |tx| {
             require_change(tx, &call, account).await?;
             let contact = find_current(tx, account, id, &request.etag).await?;
+            announce(tx, &call, Some(&contact), None).await?;
             codes::delete(tx, account, id).await?;
             contacts::delete(tx, account, id).await?;
             if contact.is_primary {
@@ -215,6 +228,89 @@ impl pb::contact_service_server::ContactService for Contacts {
         let (call, request) = Call::enter(&self.app, request).await?;
         Ok(Response::new(contact_codes::verify(&call, request).await?))
     }
+
+    async fn revert_contact(
+        &self,
+        request: Request<pb::RevertContactRequest>,
+    ) -> Reply<pb::RevertContactResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
+        let (digest, change) = secrets::contact_change(&call, &request.token).await?;
+        let response = mutate!(call, |tx| {
+            let account = change.account;
+            let states = [State::Active, State::Suspended];
+            accounts::state(tx, account)
+                .await?
+                .require(&states, account, call.now)?;
+            if !contact_changes::redeem(tx, &digest, &change).await? {
+                return Err(Error::Unauthenticated(Reason::InvalidCode));
+            }
+            let told = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+            let contact = revert(tx, &call, &change).await?;
+            let ended_sessions = match account {
+                AccountId::User(user) => {
+                    users::void_begun(tx, user).await?;
+                    let (which, reason) = (Which::default(), EndReason::ContactReverted);
+                    sessions::end_all(tx, user, which, call.now, reason).await?
+                }
+                AccountId::System(_) => 0,
+            };
+            let facts = Facts {
+                change: "reverted".to_owned(),
+                old: contact
+                    .as_ref()
+                    .map(|it| message::masked(&it.value))
+                    .unwrap_or_default(),
+                ..Facts::default()
+            };
+            let kind = message::Kind::ContactChanged;
+            messages::notify(tx, &call, account, &told, contact.as_ref(), kind, facts).await?;
+            let name = account.child("contacts", change.contact.0);
+            let event = call.event().about(name, Some(account));
+            events::append(tx, &event.detail("ended_sessions", ended_sessions)).await?;
+            pb::RevertContactResponse { ended_sessions }
+        })?;
+        Ok(Response::new(response))
+    }
+}
+
+/// Makes a contact what it was before a change; what there is of it then, or was until now.
+async fn revert(tx: &mut Write, call: &Call, change: &Change) -> Result<Option<Contact>> {
+    let (account, id) = (change.account, change.contact);
+    let now = contacts::find(tx, account, id).await?;
+    codes::delete(tx, account, id).await?;
+    let Some(before) = change.before.clone() else {
+        if let Some(added) = &now {
+            contacts::delete(tx, account, id).await?;
+            follow(tx, call, Some(added), None).await?;
+        }
+        return Ok(now);
+    };
+    let before = before.contact(account, id, call.now);
+    let mut before = before.ok_or_else(|| Error::internal("a contact that cannot be read"))?;
+    // Another one may have come first since.
+    let first = same_kind(tx, &before)
+        .await?
+        .into_iter()
+        .find(|it| it.is_primary && it.id != id);
+    if let Some(mut first) = first.filter(|_| before.is_primary) {
+        first.is_primary = false;
+        first.touch(call.now);
+        contacts::update(tx, &first).await?;
+    }
+    match &now {
+        None => contacts::insert(tx, &before).await?,
+        Some(now) => {
+            before.revision = now.revision;
+            before.is_primary |= now.is_primary;
+            before.touch(call.now);
+            contacts::update(tx, &before).await?;
+        }
+    }
+    follow(tx, call, now.as_ref(), Some(&before)).await?;
+    Ok(Some(before))
 }
 
 /// Refuses unless the account can be changed, by this caller.
@@ -318,6 +414,57 @@ pub(super) async fn add(tx: &mut Write, call: &Call, mut contact: Contact) -> Re
     contacts::insert(tx, &contact).await?;
     follow(tx, call, None, Some(&contact)).await?;
     Ok(contact)
+}
+
+/// Tells the owner of an account of a change that is about to be made to a contact, unless it has no power,
+/// and how to take it back.
+pub(super) async fn announce(
+    tx: &mut Write,
+    call: &Call,
+    before: Option<&Contact>,
+    after: Option<&Contact>,
+) -> Result<()> {
+    let Some(contact) = before.or(after) else {
+        return Ok(());
+    };
+    if !contact.kind().can_be_proven() || before.is_some_and(|before| before.proof.is_none()) {
+        return Ok(());
+    }
+    if !call.app().messenger.can_send(None) {
+        return Ok(());
+    }
+    let (account, id) = (contact.account, contact.id);
+    let token = Secret::new(
+        secret::Kind::ContactRevert,
+        &call.app().random.bytes::<32>(),
+    );
+    let lifetime_s = call.app().config.messages.revert_lifetime_s;
+    let change = Change {
+        account,
+        contact: id,
+        before: before.map(Snapshot::of),
+        create_time: call.now,
+        expire_time: call.now.plus_s(lifetime_s),
+    };
+    contact_changes::insert(tx, &token.digest(), &change).await?;
+    let masked = |value: Option<&Value>| value.map(message::masked).unwrap_or_default();
+    let new = after.map(|after| after.pending.as_ref().unwrap_or(&after.value));
+    let facts = Facts {
+        change: match (before, after) {
+            (None, _) => "added",
+            (Some(_), None) => "removed",
+            (Some(before), Some(after)) if before.pending == after.pending => "purposes",
+            (Some(_), Some(_)) => "changed",
+        }
+        .to_owned(),
+        old: masked(before.map(|before| &before.value)),
+        new: masked(new),
+        link: messages::link(call, "revert-contact", &format!("token={}", token.text())),
+        ..Facts::default()
+    };
+    let all = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+    let kind = message::Kind::ContactChanged;
+    messages::notify(tx, call, account, &all, before, kind, facts).await
 }
 
 /// Whether one of its kind comes first already.

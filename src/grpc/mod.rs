@@ -18,6 +18,7 @@ mod factors;
 mod grants;
 mod keys;
 pub mod layer;
+mod messages;
 mod mint;
 mod passwords;
 mod program_credentials;

@@ -6,19 +6,22 @@ use super::{
     credentials::{
         edits, find, not_allowed, refuse_limits, require_own, shown, state, without_secret_if_dry,
     },
+    messages,
     pb::{
         self,
         create_password_reset_request::{Account, Delivery},
     },
-    secrets::{self, Attempt, Proven, Whose},
+    secrets::{self, Asked, Attempt, Proven, Whose},
 };
 use crate::{
     domain::{
         account::State,
+        contact::{MAX_CONTACTS, Purpose},
         credential::Kind,
         error::{Error, Fields, Reason, Result},
         foreign_hash::ForeignHash,
-        identifier::Identifier,
+        identifier::{self, Identifier, MAX_IDENTIFIER_BYTES},
+        message::{self, Facts, Message, To, Who},
         name::{AccountId, UserId},
         password::{Password, PasswordHash},
         secret::{self, Secret},
@@ -27,9 +30,9 @@ use crate::{
         user::User,
     },
     store::{
-        challenges,
+        challenges, contacts,
         credentials::{self, Kept},
-        db::Read,
+        db::{Isolation, Read, Write},
         events, password_resets,
         sessions::{self, Which},
         users::{self, PasswordOwner},
@@ -122,6 +125,7 @@ pub(super) async fn change(
             return Err(Error::invalid_credentials());
         }
         users::void_begun(tx, id).await?;
+        tell(tx, call, id).await?;
         let ended_sessions = if request.keep_sessions {
             0
         } else {
@@ -186,11 +190,7 @@ pub(super) async fn create_reset(
 ) -> Result<pb::CreatePasswordResetResponse> {
     match request.delivery() {
         Delivery::Return => call.require("credentials.reset")?,
-        Delivery::Send => {
-            let text = "needs a message sender, and this version has none";
-            let name = "delivery SEND";
-            return Err(Error::precondition(Reason::DeliveryUnavailable, name, text));
-        }
+        Delivery::Send => return send_reset(call, request).await,
         Delivery::Unspecified => {
             return Err(Error::field("delivery", "must be SEND or RETURN"));
         }
@@ -220,6 +220,77 @@ pub(super) async fn create_reset(
         }
     })?;
     Ok(without_secret_if_dry(call, response))
+}
+
+/// Leaves a message with a one-time code for whoever is found, if anybody is. Nobody is looked for now, so
+/// neither the answer nor its time can tell.
+async fn send_reset(
+    call: &Call,
+    request: pb::CreatePasswordResetRequest,
+) -> Result<pb::CreatePasswordResetResponse> {
+    let (who, asked) = match &request.account {
+        Some(Account::Name(name)) => {
+            let id = call.user("name", name)?;
+            (Who::User(id.0), id.to_string())
+        }
+        Some(Account::Identifier(typed)) if typed.len() > MAX_IDENTIFIER_BYTES => {
+            let text = format!("must have at most {MAX_IDENTIFIER_BYTES} bytes");
+            return Err(Error::field("identifier", text));
+        }
+        Some(Account::Identifier(typed)) => {
+            let who = Who::Identifier(Identifier::typed(typed));
+            (who, identifier::canonical(typed))
+        }
+        None => return Err(Error::field("name", "or `identifier` is required")),
+    };
+    messages::require_sender(call, None)?;
+    // A frontend answers for many people.
+    let address = call
+        .address
+        .filter(|_| !call.caller.holds("sessions.create"));
+    secrets::ask(call, Asked::Message(asked), None, address).await?;
+    let code = Secret::new(
+        secret::Kind::PasswordReset,
+        &call.app().random.bytes::<32>(),
+    );
+    let lifetime_s = call.app().config.passwords.reset_lifetime_s;
+    let expire_time = call.now.plus_s(lifetime_s);
+    let message = Message {
+        kind: message::Kind::PasswordReset,
+        to: To::Whoever {
+            who,
+            channel: None,
+            purpose: Purpose::Recovery,
+        },
+        language: String::new(),
+        name: String::new(),
+        facts: Facts {
+            code: code.text(),
+            link: messages::link(call, "reset-password", &format!("code={}", code.text())),
+            minutes: lifetime_s / 60,
+            ..Facts::default()
+        },
+        unlocks: Some(code.digest()),
+    };
+    mutate!(call, Isolation::ReadCommitted, |tx| {
+        messages::enqueue(tx, call, None, &message, expire_time).await?;
+        events::append(tx, &call.event().detail("delivery", "SEND")).await?;
+        pb::CreatePasswordResetResponse {
+            code: String::new(),
+            expire_time: Some(convert::timestamp(expire_time)),
+        }
+    })
+}
+
+/// Tells a person that somebody has set a new password.
+async fn tell(tx: &mut Write, call: &Call, id: UserId) -> Result<()> {
+    let contacts = contacts::list(tx, id.into(), None, None, MAX_CONTACTS).await?;
+    let kind = message::Kind::PasswordChanged;
+    let facts = Facts {
+        link: messages::link(call, "reset-password", ""),
+        ..Facts::default()
+    };
+    messages::notify(tx, call, id.into(), &contacts, None, kind, facts).await
 }
 
 /// Sets a password against a one-time code.
@@ -255,6 +326,7 @@ pub(super) async fn reset(
             }
         }
         users::void_begun(tx, id).await?;
+        tell(tx, call, id).await?;
         let reason = EndReason::PasswordReset;
         let ended_sessions = sessions::end_all(tx, id, Which::default(), call.now, reason).await?;
         let event = call.event().about_account(id);

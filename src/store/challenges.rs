@@ -79,12 +79,6 @@ pub async fn count_open(db: &mut Read, network: IpNet, now: Timestamp) -> Result
         .await
 }
 
-/// How many are open for a user.
-pub async fn count_of(db: &mut Read, user: UserId, now: Timestamp) -> Result<i64> {
-    let sql = sql!("SELECT COUNT(*) AS n FROM challenges WHERE user_id = $1 AND expire_time > $2");
-    db.one(sql.bind(user).bind(now), |row| row.get("n")).await
-}
-
 /// Forgets the challenges of a user but for this one and the `keep` newest of the others.
 pub async fn make_room(db: &mut Write, user: UserId, this: &Digest, keep: i64) -> Result<()> {
     let sql = sql!(

@@ -197,6 +197,7 @@ pub async fn note_primaries(db: &mut Write, user: UserId) -> Result<()> {
 /// Removes all contacts of an account that is gone.
 pub async fn delete_all(db: &mut Write, account: AccountId) -> Result<()> {
     super::contact_codes::delete_all(db, account).await?;
+    super::contact_changes::delete_all(db, account).await?;
     let sql = sql!("DELETE FROM contacts WHERE account_id = $1");
     db.execute(sql.bind(account)).await.map(drop)
 }

@@ -6,6 +6,7 @@
 
 pub mod challenges;
 pub mod client_assertions;
+pub mod contact_changes;
 pub mod contact_codes;
 pub mod contacts;
 pub mod credentials;
@@ -18,6 +19,7 @@ pub mod grants;
 pub mod identifiers;
 mod lane;
 pub mod leases;
+pub mod messages;
 pub mod meta;
 pub mod open;
 pub mod password_resets;

@@ -870,13 +870,6 @@ on_both_engines! {
             .await
             .expect("the same");
         assert_eq!(once.into_inner(), again.into_inner());
-        let code = pb::SendContactCodeRequest {
-            name: first.name,
-            delivery: 1,
-            ..Default::default()
-        };
-        let unsent = ann.actor.contacts().send_contact_code(code).await;
-        assert_refused(unsent, Reason::DeliveryUnavailable);
     }
 
     async fn nobody_changes_the_contacts_of_somebody_more_powerful(engine: Engine) {

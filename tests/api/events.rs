@@ -8,6 +8,8 @@ use accountd::{
 use crate::{
     contacts,
     harness::{Actor, Engine, assert_refused, on_both_engines, password},
+    mail_server::MailServer,
+    messages,
 };
 
 on_both_engines! {
@@ -47,7 +49,7 @@ on_both_engines! {
     }
 
     async fn every_mutation_writes_the_event_its_policy_names(engine: Engine) {
-        let server = engine.server().await;
+        let (server, mail) = messages::with_mail(engine).await;
         let operator = server.operator().await;
         // Everything that happens in a life, one of each.
         let alice = server.signed_in("alice").await;
@@ -98,18 +100,7 @@ on_both_engines! {
         accounts.transfer_system_account(pb::TransferSystemAccountRequest { name: robot.clone(), owner: name.clone(), ..Default::default() }).await.expect("transferred");
         accounts.suspend_system_account(pb::SuspendSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("suspended");
         accounts.resume_system_account(pb::ResumeSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("resumed");
-        let contact = operator.create_contact(&name, contacts::email("alice@example.org", &[])).await.expect("created").name;
-        let code = operator.contact_code(&contact).await.expect("a code");
-        operator.verify_contact(&contact, &code).await.expect("verified");
-        let edit = pb::Contact { name: contact.clone(), label: "x".to_owned(), ..Default::default() };
-        operator.contacts().update_contact(pb::UpdateContactRequest { contact: Some(edit), ..Default::default() }).await.expect("updated");
-        let second = operator.create_contact(&name, contacts::email("a@example.org", &[Purpose::Login])).await.expect("created").name;
-        let code = operator.contact_code(&second).await.expect("a code");
-        operator.verify_contact(&second, &code).await.expect("verified");
-        operator.contacts().make_contact_primary(pb::MakeContactPrimaryRequest { name: second.clone(), ..Default::default() }).await.expect("made");
-        operator.contacts().delete_contact(pb::DeleteContactRequest { name: second, ..Default::default() }).await.expect("deleted");
-        let release = pb::ReleaseIdentifierRequest { identifier: "A@example.org".to_owned(), ..Default::default() };
-        operator.users().release_identifier(release).await.expect("released");
+        change_contacts(&operator, &mail, &name).await;
         let credential = operator.create_secret(&robot).await.expect("created").credential.expect("set");
         let edit = pb::Credential { name: credential.name.clone(), label: "x".to_owned(), ..Default::default() };
         operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() }).await.expect("updated");
@@ -208,6 +199,60 @@ on_both_engines! {
             assert!(!log.contains(private), "{private}");
         }
     }
+}
+
+/// Every change of contacts that there is.
+async fn change_contacts(operator: &Actor, mail: &MailServer, user: &str) {
+    let mut names = Vec::new();
+    for address in ["a@example.org", "b@example.org"] {
+        let contact = contacts::email(address, &[Purpose::Login]);
+        let created = operator.create_contact(user, contact).await;
+        let name = created.expect("created").name;
+        let code = operator.contact_code(&name).await.expect("a code");
+        operator
+            .verify_contact(&name, &code)
+            .await
+            .expect("verified");
+        names.push(name);
+    }
+    let mut contacts = operator.contacts();
+    let edit = pb::Contact {
+        name: names[0].clone(),
+        label: "x".to_owned(),
+        ..Default::default()
+    };
+    let request = pb::UpdateContactRequest {
+        contact: Some(edit),
+        ..Default::default()
+    };
+    contacts.update_contact(request).await.expect("updated");
+    let request = pb::MakeContactPrimaryRequest {
+        name: names[1].clone(),
+        ..Default::default()
+    };
+    contacts.make_contact_primary(request).await.expect("made");
+    for name in &names {
+        let request = pb::DeleteContactRequest {
+            name: name.clone(),
+            ..Default::default()
+        };
+        contacts.delete_contact(request).await.expect("deleted");
+    }
+    let (_, needs) = mail.next_to("a@example.org").await.link();
+    let request = pb::RevertContactRequest {
+        token: needs["token"].clone(),
+        ..Default::default()
+    };
+    contacts.revert_contact(request).await.expect("reverted");
+    let request = pb::ReleaseIdentifierRequest {
+        identifier: "B@example.org".to_owned(),
+        ..Default::default()
+    };
+    operator
+        .users()
+        .release_identifier(request)
+        .await
+        .expect("released");
 }
 
 /// Everything a filter shows, page by page.

@@ -8,6 +8,7 @@ mod authority;
 mod forgeries;
 mod golden;
 mod harness;
+mod mail_server;
 mod postgres;
 mod process;
 
@@ -31,6 +32,7 @@ mod keys;
 mod limits;
 mod load;
 mod measure;
+mod messages;
 mod outage;
 mod paths;
 mod races;

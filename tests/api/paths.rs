@@ -25,10 +25,11 @@ use crate::{
     certificates, contacts, factors,
     harness::{Actor, Engine, Refusal as _, Server, SignedIn, on_both_engines, password, reach},
     key_sets::{self, Publisher},
+    messages::revert,
 };
 
 /// Where wrong secrets are tried, by the request field that holds them.
-const TRIED: [&str; 14] = [
+const TRIED: [&str; 15] = [
     "AnswerChallengeRequest.code",
     "AnswerChallengeRequest.name",
     "AnswerChallengeRequest.passkey_response_json",
@@ -42,6 +43,7 @@ const TRIED: [&str; 14] = [
     "IssueTokenRequest.client_assertion",
     "IssueTokenRequest.client_secret",
     "RefreshSessionRequest.refresh_token",
+    "RevertContactRequest.token",
     "VerifyContactRequest.code",
 ];
 
@@ -209,6 +211,7 @@ impl Stage {
                     .await
                     .map(drop)
             }
+            "RevertContactRequest.token" => revert(&anonymous, "garbage").await.map(drop),
             "VerifyContactRequest.code" => {
                 let contact = self.contact(server).await;
                 let verified = self.alice.actor.verify_contact(&contact, "garbage").await;

@@ -17,6 +17,7 @@ const MODULES: [(&str, &[&str]); 4] = [
             "env",
             "grpc",
             "hasher",
+            "messenger",
             "signing",
             "store",
             "telemetry",
@@ -37,7 +38,7 @@ const MODULES: [(&str, &[&str]); 4] = [
 ];
 
 /// For a foreign crate, the files and folders that may name it.
-const CRATES: [(&str, &[&str]); 32] = [
+const CRATES: [(&str, &[&str]); 34] = [
     ("rusqlite", &["store/"]),
     ("sqlx", &["store/"]),
     ("tonic", &["bench/", "grpc/", "server.rs"]),
@@ -70,7 +71,9 @@ const CRATES: [(&str, &[&str]); 32] = [
     ("tokio_rustls", &["tls.rs"]),
     ("webpki_roots", &["tls.rs"]),
     ("x509_parser", &["domain/certificate.rs"]),
-    ("reqwest", &["key_sets.rs"]),
+    ("reqwest", &["key_sets.rs", "messenger/webhook.rs"]),
+    ("lettre", &["messenger/smtp.rs"]),
+    ("minijinja", &["messenger/templates.rs"]),
     ("celes", &["domain/postal_address.rs"]),
     ("email_address", &["domain/email.rs"]),
     ("icu_casemap", &["domain/email.rs"]),

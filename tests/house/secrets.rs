@@ -107,6 +107,7 @@ fn whoever_checks_a_secret_pays_for_it() {
     let known = [
         "answer",
         "confirm_totp",
+        "contact_change",
         "contact_code",
         "new_passkey",
         "of_program",

@@ -12,6 +12,7 @@ use crate::{
     domain::{
         assurance::Factor,
         challenge::{self, Challenge, Purpose},
+        contact::MAX_CONTACTS,
         credential::{Kind, Parameters},
         error::{Error, Reason, Result},
         name::{CredentialId, UserId},
@@ -21,7 +22,7 @@ use crate::{
     },
     grpc::{call::Call, pb::answer_challenge_request::Answer},
     store::{
-        challenges,
+        challenges, contacts,
         db::Write,
         events,
         factors::{self, Factor as Stored},
@@ -88,6 +89,15 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
         return Err(charge::wrong(call, event).await?);
     };
     charge::refund(call, &charged).await?;
+    if let (Factor::EmailCode | Factor::SmsCode, Purpose::SignIn(sign_in)) =
+        (factor, &challenge.question.purpose)
+    {
+        let mut db = call.db().read().await?;
+        let contacts = contacts::list(&mut db, id.into(), None, None, MAX_CONTACTS).await?;
+        drop(db);
+        let (asked, address) = (sign_in.identifier.clone(), address(call, &challenge));
+        charge::received(call, asked, &contacts, address).await?;
+    }
     Ok(Answered {
         challenge,
         owner,

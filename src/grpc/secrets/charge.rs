@@ -2,10 +2,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use uuid::Uuid;
+
 use crate::{
     domain::{
+        challenge,
+        contact::Contact,
         error::{Error, Reason, Result},
         event::Event,
+        message::Recipient,
         name::{AccountId, ContactId},
         network,
         secret::Digest,
@@ -132,6 +137,61 @@ pub(super) async fn attempt(
         }
     }
     Err(counted(call, refusal))
+}
+
+/// Counts one who asks for a message, or for a question to somebody, by what they typed: the same for what
+/// is nobody's. A device that the person has used before is not held up by strangers. Messages are counted
+/// for the network as well, until one of them has arrived.
+pub(in crate::grpc) async fn ask(
+    call: &Call,
+    asked: Asked,
+    device: Option<Uuid>,
+    address: Option<IpAddr>,
+) -> Result<()> {
+    let config = &call.app().config;
+    let (subject, of_device, rule, address): (_, fn(String) -> Subject, _, _) = match asked {
+        Asked::Message(typed) => {
+            let rule = config.message_throttle();
+            (Subject::Asking(typed), Subject::Asking, rule, address)
+        }
+        Asked::Question(typed) => {
+            let rule = challenge::asking_rule(config.sign_in.challenge_lifetime_s);
+            (Subject::Questions(typed), Subject::Questions, rule, None)
+        }
+    };
+    let payer = Payer {
+        subject,
+        rule,
+        device: device.map(|id| of_device(id.to_string())),
+        address,
+    };
+    let ways = payer.ways(call);
+    require_patience(&mut call.db().read().await?, call, &ways).await?;
+    attempt(call, ways, Tries::Unlimited).await.map(drop)
+}
+
+/// What is asked for, and whom it is about, as it was typed.
+pub(in crate::grpc) enum Asked {
+    Message(String),
+    Question(String),
+}
+
+/// Forgets that messages were asked for: one of them has come to the right person.
+pub(super) async fn received(
+    call: &Call,
+    asked: String,
+    contacts: &[Contact],
+    address: Option<IpAddr>,
+) -> Result<()> {
+    let addresses = contacts.iter().filter_map(Recipient::of);
+    let addresses = addresses.map(|recipient| Subject::Messages(recipient.address));
+    let rule = call.app().config.message_throttle();
+    let charges: Vec<Charge> = addresses
+        .chain([Subject::Asking(asked)])
+        .map(|subject| (subject, rule))
+        .chain(network_charge(call, address))
+        .collect();
+    refund(call, &charges).await
 }
 
 /// Whether a network may still cost something before it is known who comes from there.

@@ -5,15 +5,31 @@ use crate::{
     domain::{
         contact::{self, Contact, Method, Value},
         error::{Reason, Result},
-        secret::{self, Kind, Secret},
+        secret::{self, Digest, Kind, Secret},
         throttle::Subject,
     },
     grpc::call::Call,
-    store::contact_codes::{self, Code},
+    store::{
+        contact_changes::{self, Change},
+        contact_codes::{self, Code},
+    },
 };
 
 /// The type of the event when it is wrong.
 const REFUSED: &str = "contact.verification_refused";
+
+/// The change that a link takes back, without using it up.
+pub(in crate::grpc) async fn contact_change(call: &Call, text: &str) -> Result<(Digest, Change)> {
+    if let Some(token) = Secret::parse(Kind::ContactRevert, text) {
+        let digest = token.digest();
+        let mut db = call.db().read().await?;
+        if let Some(change) = contact_changes::find(&mut db, &digest, call.now).await? {
+            return Ok((digest, change));
+        }
+    }
+    let event = attempted(call, "contact.revert_refused", None);
+    Err(charge::refuse(call, call.address, event, Reason::InvalidCode).await?)
+}
 
 /// Checks a code, or what a link holds, for a value of a contact; what it was, still to be redeemed.
 pub(in crate::grpc) async fn contact_code(
@@ -51,6 +67,11 @@ pub(in crate::grpc) async fn contact_code(
     match kept.filter(|kept| secret::equal(&digest, &kept.digest)) {
         Some(kept) => {
             charge::refund(call, &charged).await?;
+            let proven = Contact {
+                value: value.clone(),
+                ..contact.clone()
+            };
+            charge::received(call, contact.name(), &[proven], None).await?;
             let method = if kept.is_returned {
                 Method::ReturnedCode
             } else {

@@ -14,7 +14,8 @@ mod program;
 pub(super) mod totp;
 
 pub(super) use answer::{Answered, answer};
-pub(super) use contact::contact_code;
+pub(super) use charge::{Asked, ask};
+pub(super) use contact::{contact_change, contact_code};
 pub(super) use enrolment::{confirm_totp, new_passkey};
 pub(super) use password::{
     Attempt, Origin, Proven, Whose, known_device, new_password, password, password_credential,

@@ -1,0 +1,1026 @@
+//! Messages to people: what they hold, that they arrive, and that nobody else learns anything by them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use accountd::{domain::error::Reason, grpc::pb, jobs, messenger};
+use pb::{
+    ChallengeMethod,
+    answer_challenge_request::Answer,
+    contact::Purpose::{self, Login, Notify, Recovery},
+    create_challenge_request, create_password_reset_request as reset,
+    send_contact_code_request::Delivery,
+};
+use tonic::Status;
+
+use crate::{
+    authority::Authority,
+    contacts::{self, email, phone},
+    credentials, factors,
+    harness::{
+        Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, on_both_engines, password,
+    },
+    mail_server::{MailServer, Manner},
+};
+
+/// A server whose mails arrive, and where.
+pub async fn with_mail(engine: Engine) -> (Server, MailServer) {
+    with_mail_and(engine, |_| {}).await
+}
+
+async fn with_mail_and(
+    engine: Engine,
+    change: impl FnOnce(&mut accountd::config::Config),
+) -> (Server, MailServer) {
+    let authority = Authority::new("mail");
+    let mail = MailServer::new(&authority, false).await;
+    let server = engine.server_with(|config| {
+        mail.is_used(config, &authority);
+        config.messages.pages_url = Some("https://login.example".to_owned());
+        change(config);
+    });
+    (server.await, mail)
+}
+
+async fn send_code(actor: &Actor, contact: &str) -> Result<pb::SendContactCodeResponse, Status> {
+    let request = pb::SendContactCodeRequest {
+        name: contact.to_owned(),
+        delivery: Delivery::Send.into(),
+        ..Default::default()
+    };
+    Ok(actor
+        .contacts()
+        .send_contact_code(request)
+        .await?
+        .into_inner())
+}
+
+/// A contact that a person proves with what came there.
+async fn proven(
+    mail: &MailServer,
+    person: &SignedIn,
+    address: &str,
+    purposes: &[Purpose],
+) -> pb::Contact {
+    let created = person
+        .actor
+        .create_contact("users/me", email(address, purposes))
+        .await;
+    let name = created.expect("created").name;
+    send_code(&person.actor, &name).await.expect("sent");
+    let code = mail.next_to(address).await.code();
+    person
+        .actor
+        .verify_contact(&name, &code)
+        .await
+        .expect("verified")
+}
+
+async fn ask_reset(
+    actor: &Actor,
+    identifier: &str,
+) -> Result<pb::CreatePasswordResetResponse, Status> {
+    let request = pb::CreatePasswordResetRequest {
+        account: Some(reset::Account::Identifier(identifier.to_owned())),
+        delivery: reset::Delivery::Send.into(),
+        ..Default::default()
+    };
+    Ok(actor
+        .credentials()
+        .create_password_reset(request)
+        .await?
+        .into_inner())
+}
+
+async fn ask_code(
+    actor: &Actor,
+    identifier: &str,
+    method: ChallengeMethod,
+) -> Result<pb::Challenge, Status> {
+    let request = pb::CreateChallengeRequest {
+        identifier: identifier.to_owned(),
+        method: method.into(),
+        delivery: create_challenge_request::Delivery::Send.into(),
+        ..Default::default()
+    };
+    Ok(actor
+        .sessions()
+        .create_challenge(request)
+        .await?
+        .into_inner())
+}
+
+async fn change_email(actor: &Actor, contact: &pb::Contact, address: &str) -> pb::Contact {
+    let new = pb::Contact {
+        value: email(address, &[]).value,
+        etag: String::new(),
+        ..contact.clone()
+    };
+    let paths = vec!["email".to_owned()];
+    let request = pb::UpdateContactRequest {
+        contact: Some(new),
+        update_mask: Some(prost_types::FieldMask { paths }),
+        ..Default::default()
+    };
+    actor
+        .contacts()
+        .update_contact(request)
+        .await
+        .expect("updated")
+        .into_inner()
+}
+
+pub async fn revert(actor: &Actor, token: &str) -> Result<pb::RevertContactResponse, Status> {
+    let request = pb::RevertContactRequest {
+        token: token.to_owned(),
+        ..Default::default()
+    };
+    Ok(actor.contacts().revert_contact(request).await?.into_inner())
+}
+
+/// Waits until no message waits any more, and tells what has become of those there were.
+async fn settled(server: &Server) -> HashMap<String, u64> {
+    for _ in 0..600 {
+        let waiting = messenger::waiting(&server.running.app).await;
+        if waiting.expect("counted") == 0 {
+            let text = server.running.app.metrics.encode().expect("metrics");
+            let lines = text
+                .lines()
+                .filter(|line| line.starts_with("accountd_messages_total{"));
+            let mut outcomes = HashMap::new();
+            for line in lines {
+                let outcome = line
+                    .split("outcome=\"")
+                    .nth(1)
+                    .and_then(|rest| rest.split('"').next());
+                let count = line
+                    .rsplit(' ')
+                    .next()
+                    .and_then(|count| count.parse::<u64>().ok());
+                *outcomes
+                    .entry(outcome.expect("a label").to_owned())
+                    .or_default() += count.expect("a count");
+            }
+            return outcomes;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("messages wait on");
+}
+
+on_both_engines! {
+    async fn a_code_comes_by_mail_and_proves_the_address(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let created = ann
+            .actor
+            .create_contact("users/me", email("Ann@Bücher.example", &[Login]))
+            .await;
+        let name = created.expect("created").name;
+        let sent = send_code(&ann.actor, &name).await.expect("sent");
+        assert_eq!(sent.code, "", "it is on its way, and nowhere else");
+        let first = mail.next_to("Ann@xn--bcher-kva.example").await;
+        assert_eq!(first.from, "no-reply@id.example");
+        assert_eq!(first.header("From"), "Example <no-reply@id.example>");
+        assert_eq!(first.header("Auto-Submitted"), "auto-generated");
+        assert!(
+            first.header("Subject").starts_with("Your code for accountd: "),
+            "{first:?}"
+        );
+        assert!(first.header("Message-ID").ends_with("@id.example>"));
+        assert!(
+            !first.text().contains("Ann"),
+            "whose address it is nobody knows yet"
+        );
+        let (page, needs) = first.link();
+        assert_eq!(
+            (&*page, &needs["contact"]),
+            ("https://login.example/verify-contact", &name)
+        );
+        // The link is good for longer than the code.
+        server.advance_s(601);
+        let ann = server.sign_in("ann").await.actor;
+        assert_refused(
+            ann.verify_contact(&name, &first.code()).await,
+            Reason::InvalidCode,
+        );
+        assert_refused(
+            ann.verify_contact(&name, &needs["code"].replace('a', "b")).await,
+            Reason::InvalidCode,
+        );
+        let verified = ann.verify_contact(&name, &needs["code"]).await.expect("verified");
+        let proof = verified.verification.expect("proof");
+        assert_eq!(proof.method(), pb::contact::verification::Method::SentLink);
+        assert_refused(
+            ann.verify_contact(&name, &needs["code"]).await,
+            Reason::WrongState,
+        );
+    }
+
+    async fn people_sign_in_with_a_code_that_comes_by_mail(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login]).await;
+        let anonymous = server.anonymous().await;
+        for typed in ["ann", "ANN@example.org"] {
+            let asked = ask_code(&anonymous, typed, ChallengeMethod::EmailCode)
+                .await
+                .expect("asked");
+            assert_eq!(asked.code, "");
+            let came = mail.next_to("ann@example.org").await;
+            assert!(came.header("Subject").contains("code"));
+            let (page, needs) = came.link();
+            assert_eq!(
+                (&*page, &needs["code"]),
+                ("https://login.example/sign-in", &came.code())
+            );
+            assert!(
+                !came.data.contains("adch_"),
+                "without the challenge the code is nothing"
+            );
+            // Of another challenge, however right the code.
+            let other = ask_code(&anonymous, "somebody", ChallengeMethod::EmailCode)
+                .await
+                .expect("asked");
+            let wrong = factors::answer(&anonymous, &other, Answer::Code(came.code())).await;
+            assert_refused(wrong, Reason::InvalidCode);
+            let answered = factors::answer(&anonymous, &asked, Answer::Code(came.code())).await;
+            let tokens = SignedIn::new(&anonymous, answered.expect("signed in"));
+            assert_eq!(tokens.name(), ann.name());
+            let again = factors::answer(&anonymous, &asked, Answer::Code(came.code())).await;
+            assert_refused(again, Reason::ChallengeEnded);
+        }
+        let sms = ask_code(&anonymous, "ann", ChallengeMethod::SmsCode).await;
+        assert_refused(sms, Reason::DeliveryUnavailable);
+    }
+
+    async fn who_forgot_a_password_gets_back_in_and_everybody_concerned_is_told(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "login@example.org", &[Login]).await;
+        proven(&mail, &ann, "recovery@example.org", &[Recovery]).await;
+        proven(&mail, &ann, "notify@example.org", &[Notify]).await;
+        mail.next_to("recovery@example.org").await; // of the third
+        let anonymous = server.anonymous().await;
+        let answer = ask_reset(&anonymous, "login@example.org").await.expect("asked");
+        assert_eq!(answer.code, "");
+        let came = mail.next_to("recovery@example.org").await;
+        let (page, needs) = came.link();
+        assert_eq!(page, "https://login.example/reset-password");
+        // A second one makes the first worthless.
+        ask_reset(&anonymous, "ann").await.expect("asked");
+        let (_, newer) = mail.next_to("recovery@example.org").await.link();
+        let late = credentials::redeem(&anonymous, &needs["code"], "four calm walruses").await;
+        assert_refused(late, Reason::InvalidCode);
+        let done = credentials::redeem(&anonymous, &newer["code"], "four calm walruses").await;
+        assert_eq!(done.expect("redeemed").ended_sessions, 1);
+        let mut told = [mail.next().await, mail.next().await].map(|mail| {
+            assert!(mail.header("Subject").contains("was changed"), "{mail:?}");
+            mail.to[0].clone()
+        });
+        told.sort();
+        assert_eq!(told, ["notify@example.org", "recovery@example.org"]);
+        anonymous
+            .sign_in("ann", "four calm walruses")
+            .await
+            .expect("signed in");
+        assert_refused(ann.actor.get_user("users/me").await, Reason::TokenRevoked);
+        assert_eq!(server.events("credential.password_reset_sent").await.len(), 2);
+    }
+
+    async fn the_answer_is_the_same_whoever_is_asked_for(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| config.messages.address_free = 1000).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        let unproven = email("unproven@example.org", &[Login, Recovery]);
+        ann.actor
+            .create_contact("users/me", unproven)
+            .await
+            .expect("created");
+        let gone = server.signed_in("gone").await;
+        proven(&mail, &gone, "gone@example.org", &[Login, Recovery]).await;
+        server
+            .operator()
+            .await
+            .suspend_user(gone.name())
+            .await
+            .expect("suspended");
+        let powerful = server.signed_in("powerful").await;
+        server.grant(powerful.name(), "roles/operator").await;
+        let anonymous = server.anonymous().await;
+        let kinds = [
+            "ann",
+            "ann@example.org",
+            "nobody",
+            "nobody@example.org",
+            "unproven@example.org",
+            "gone",
+            "gone@example.org",
+            "powerful",
+            "not an identifier",
+            "+41446681800",
+        ];
+        let (mut answers, mut challenges) = (Vec::new(), Vec::new());
+        for kind in kinds {
+            answers.push(format!(
+                "{:?}",
+                ask_reset(&anonymous, kind).await.expect("asked").expire_time
+            ));
+            let challenge = ask_code(&anonymous, kind, ChallengeMethod::EmailCode)
+                .await
+                .expect("asked");
+            let pb::Challenge {
+                name,
+                methods,
+                passkey_options_json,
+                code,
+                expire_time,
+            } = challenge;
+            challenges.push(format!(
+                "{} {methods:?} {passkey_options_json} {code} {expire_time:?}",
+                name.len()
+            ));
+        }
+        answers.dedup();
+        challenges.dedup();
+        assert_eq!(
+            (answers.len(), challenges.len()),
+            (1, 1),
+            "{answers:?} {challenges:?}"
+        );
+        settled(&server).await;
+        let mut to: Vec<String> = mail
+            .mails()
+            .into_iter()
+            .skip(2)
+            .map(|mail| mail.to.join(","))
+            .collect();
+        to.dedup();
+        assert_eq!(
+            to,
+            ["ann@example.org"],
+            "to proven addresses of people who may sign in"
+        );
+        assert_eq!(mail.mails().len(), 2 + 4);
+    }
+
+    async fn a_hostile_change_is_undone_by_whoever_has_the_old_address(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let own = proven(&mail, &ann, "ann@example.org", &[Login, Recovery, Notify]).await;
+        // Somebody has got hold of a session.
+        let thief = server.sign_in("ann").await;
+        change_email(&thief.actor, &own, "mallory@example.net").await;
+        let notice = mail.next_to("ann@example.org").await;
+        assert!(
+            notice.text().contains("m…@example.net") && !notice.text().contains("mallory"),
+            "{notice:?}"
+        );
+        let (page, needs) = notice.link();
+        assert_eq!(page, "https://login.example/revert-contact");
+        send_code(&thief.actor, &own.name).await.expect("sent");
+        let code = mail.next_to("mallory@example.net").await.code();
+        thief
+            .actor
+            .verify_contact(&own.name, &code)
+            .await
+            .expect("verified");
+        let anonymous = server.anonymous().await;
+        ask_reset(&anonymous, "mallory@example.net").await.expect("asked");
+        let (_, stolen) = mail.next_to("mallory@example.net").await.link();
+        let later = server.sign_in("ann").await;
+
+        server.advance_s(7 * 24 * 3600 - 1);
+        let anonymous = server.anonymous().await;
+        assert_refused(revert(&anonymous, "adcb_x_y").await, Reason::InvalidCode);
+        let reverted = revert(&anonymous, &needs["token"]).await.expect("reverted");
+        assert_eq!(reverted.ended_sessions, 3);
+        assert_refused(
+            anonymous.refresh(&later.tokens.refresh_token).await,
+            Reason::InvalidRefreshToken,
+        );
+        assert_refused(
+            credentials::redeem(&anonymous, &stolen["code"], "four calm walruses").await,
+            Reason::InvalidCode,
+        );
+        let owner = server.operator().await;
+        let contact = owner.get_contact(&own.name).await.expect("read");
+        assert_eq!(contact.value, own.value);
+        assert_eq!(
+            (contact.purposes, contact.primary, &*contact.pending_value),
+            (own.purposes, true, "")
+        );
+        assert_eq!(
+            owner.get_user(ann.name()).await.expect("read").primary_email,
+            "ann@example.org"
+        );
+        anonymous
+            .sign_in("ann@example.org", &password("ann"))
+            .await
+            .expect("hers again");
+        let gone = anonymous.sign_in("mallory@example.net", &password("ann")).await;
+        assert_refused(gone, Reason::InvalidCredentials);
+        assert_refused(revert(&anonymous, &needs["token"]).await, Reason::InvalidCode);
+        assert_eq!(server.events("contact.reverted").await.len(), 1);
+    }
+
+    async fn what_was_removed_comes_back_and_what_was_added_goes(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let own = proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        let added = proven(&mail, &ann, "mallory@example.net", &[Login, Recovery]).await;
+        let notice = mail.next_to("ann@example.org").await;
+        assert!(notice.text().contains("added"), "{notice:?}");
+        let (_, undo_adding) = notice.link();
+        let delete = pb::DeleteContactRequest {
+            name: own.name.clone(),
+            ..Default::default()
+        };
+        ann.actor
+            .contacts()
+            .delete_contact(delete)
+            .await
+            .expect("deleted");
+        let mut notices = [mail.next().await, mail.next().await];
+        notices.sort_by_key(|mail| mail.to.clone());
+        assert_eq!(notices[0].to, ["ann@example.org"]);
+        assert!(notices[0].text().contains("removed"), "{notices:?}");
+        let (_, undo_removing) = notices[0].link();
+        let anonymous = server.anonymous().await;
+        revert(&anonymous, &undo_removing["token"])
+            .await
+            .expect("reverted");
+        revert(&anonymous, &undo_adding["token"]).await.expect("reverted");
+        let operator = server.operator().await;
+        let contact = operator.get_contact(&own.name).await.expect("back");
+        assert!(contact.primary, "as it was");
+        assert_refused(operator.get_contact(&added.name).await, Reason::NotFound);
+        anonymous
+            .sign_in("ann@example.org", &password("ann"))
+            .await
+            .expect("hers again");
+        // The next is too late.
+        let ann = server.sign_in("ann").await;
+        change_email(&ann.actor, &contact, "new@example.org").await;
+        let notice = loop {
+            let next = mail.next().await;
+            if next.text().contains("is to be replaced") {
+                break next;
+            }
+        };
+        server.advance_s(7 * 24 * 3600);
+        let late = revert(&server.anonymous().await, &notice.link().1["token"]).await;
+        assert_refused(late, Reason::InvalidCode);
+    }
+
+    async fn nobody_is_flooded_with_messages(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        let anonymous = server.anonymous().await;
+        for typed in ["ann", "nobody"] {
+            for _ in 0..5 {
+                ask_reset(&anonymous, typed).await.expect("asked");
+            }
+            assert_refused(ask_reset(&anonymous, typed).await, Reason::Throttled);
+        }
+        // By her other name nobody is told, but no more arrive.
+        for _ in 0..5 {
+            ask_reset(&anonymous, "ann@example.org").await.expect("asked");
+        }
+        let outcomes = settled(&server).await;
+        assert_eq!((outcomes["sent"], outcomes["void"]), (1 + 5, 5 + 5));
+        assert_eq!(mail.mails().len(), 1 + 5);
+        // Another address of somebody else, sent to by many accounts.
+        for number in 0..4 {
+            let user = server.signed_in(&format!("user{number}")).await.actor;
+            let contact = user
+                .create_contact("users/me", email("ann@example.org", &[]))
+                .await
+                .expect("created");
+            send_code(&user, &contact.name).await.expect("asked");
+        }
+        assert_eq!(settled(&server).await["sent"], 6, "she has had enough");
+        // What she has to know is not held up.
+        let user = server.sign_in("ann").await.actor;
+        let request = pb::ChangePasswordRequest {
+            name: "users/me".to_owned(),
+            old_password: password("ann"),
+            new_password: "four calm walruses".to_owned(),
+            ..Default::default()
+        };
+        user.credentials()
+            .change_password(request)
+            .await
+            .expect("changed");
+        assert_eq!(settled(&server).await["sent"], 7);
+        // One that arrives forgives what was asked for.
+        server.advance_s(3600);
+        let anonymous = server.anonymous().await;
+        let asked = ask_code(&anonymous, "ann@example.org", ChallengeMethod::EmailCode).await;
+        asked.expect("asked");
+    }
+
+    async fn a_server_that_cannot_take_it_now_is_asked_again(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| {
+            let file = config.data_dir.join("smtp.password");
+            std::fs::write(&file, "hunter2 hunter2\n").expect("written");
+            config.smtp.username = Some("accountd".to_owned());
+            config.smtp.password_file = Some(file);
+        })
+        .await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await
+            .expect("created")
+            .name;
+        let tries = |outcome: &str| {
+            let text = server.running.app.metrics.encode().expect("metrics");
+            let found = text
+                .lines()
+                .find(|line| line.contains("contact_code") && line.contains(&format!("\"{outcome}\"")));
+            found
+                .and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        let manners = [
+            Manner::Says("451 later"),
+            Manner::IsSilent,
+            Manner::IsPlain,
+            Manner::Refuses("535 who are you"),
+        ];
+        for (round, manner) in manners.into_iter().enumerate() {
+            mail.behave(manner.clone());
+            send_code(&ann, &contact).await.expect("sent");
+            let before = tries("later");
+            while tries("later") == before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(mail.mails().len(), round, "{manner:?}");
+            mail.behave(Manner::Takes);
+            server.advance_s(15);
+            mail.next().await;
+        }
+        assert!(
+            mail.logins()
+                .iter()
+                .all(|login| login == ":accountd:hunter2 hunter2"),
+            "{:?}",
+            mail.logins()
+        );
+    }
+
+    async fn a_message_that_nobody_takes_is_dead_until_it_is_sent_again(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await
+            .expect("created")
+            .name;
+        mail.behave(Manner::Says("550 no such mailbox"));
+        send_code(&ann, &contact).await.expect("sent");
+        assert_eq!(settled(&server).await["dead"], 1);
+        assert_eq!(server.events("message.dead").await.len(), 1);
+        mail.behave(Manner::Takes);
+        let redriven = messenger::redrive(&server.running.app, None).await;
+        assert_eq!(redriven.expect("redriven"), 1);
+        let code = mail.next_to("ann@example.org").await.code();
+        ann.verify_contact(&contact, &code).await.expect("the same code");
+        // One whose code is over stays dead.
+        mail.behave(Manner::Says("550 no such mailbox"));
+        let other = ann
+            .create_contact("users/me", email("b@example.org", &[]))
+            .await
+            .expect("created")
+            .name;
+        send_code(&ann, &other).await.expect("sent");
+        assert_eq!(settled(&server).await["dead"], 2);
+        server.advance_s(600);
+        let redriven = messenger::redrive(&server.running.app, None).await;
+        assert_eq!(redriven.expect("nothing to do"), 0);
+        server.advance_s(8 * 24 * 3600);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let dead = messenger::dead(&server.running.app).await.expect("listed");
+        assert!(dead.is_empty(), "{dead:?}");
+    }
+
+    async fn a_slow_mail_server_slows_nothing_down(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        mail.behave(Manner::IsSilent);
+        let ann = server.signed_in("ann").await.actor;
+        let mut contacts = Vec::new();
+        for number in 0..20 {
+            let contact = email(&format!("ann{number}@example.org"), &[]);
+            contacts.push(
+                ann.create_contact("users/me", contact)
+                    .await
+                    .expect("created")
+                    .name,
+            );
+        }
+        let begin = std::time::Instant::now();
+        for contact in &contacts {
+            send_code(&ann, contact).await.expect("sent");
+        }
+        // Each of them would keep a caller for two seconds.
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+        assert!(mail.mails().is_empty());
+        mail.behave(Manner::Takes);
+        let mut came = std::collections::BTreeSet::new();
+        while came.len() < 20 {
+            if tokio::time::timeout(Duration::from_secs(3), async {
+                came.insert(mail.next().await.to)
+            })
+            .await
+            .is_err()
+            {
+                server.advance_s(15);
+            }
+        }
+    }
+
+    async fn nothing_that_people_write_becomes_more_than_text(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login, Recovery, Notify]).await;
+        let heads: Vec<usize> = mail.mails().iter().map(|mail| mail.headers().len()).collect();
+        let names = [
+            "Ann</p><script>alert(1)</script>",
+            "http://evil.example",
+            "{{ code }}",
+            "Ann \u{202e}gro",
+            "Ann, call +41 900 123 456",
+        ];
+        for (round, display_name) in names.into_iter().enumerate() {
+            let user = pb::User {
+                name: "users/me".to_owned(),
+                display_name: display_name.to_owned(),
+                ..Default::default()
+            };
+            let request = pb::UpdateUserRequest {
+                user: Some(user),
+                ..Default::default()
+            };
+            ann.actor.users().update_user(request).await.expect("updated");
+            server.advance_s(20);
+            let request = pb::ChangePasswordRequest {
+                name: "users/me".to_owned(),
+                old_password: if round == 0 {
+                    password("ann")
+                } else {
+                    format!("four calm walruses {}", round - 1)
+                },
+                new_password: format!("four calm walruses {round}"),
+                ..Default::default()
+            };
+            ann.actor
+                .credentials()
+                .change_password(request)
+                .await
+                .expect("changed");
+            let came = mail.next_to("ann@example.org").await;
+            assert_eq!(came.headers().len(), heads[0], "{came:?}");
+            for part in [came.text(), came.part("text/html")] {
+                assert!(
+                    !part.contains("<script") && !part.contains("evil.example") && !part.contains("900"),
+                    "{part}"
+                );
+                assert!(!part.contains("{{"), "{part}");
+            }
+        }
+        for address in [
+            "ann@example.org\r\nBcc: eve@example.net",
+            "ann@example.org>\r\nRCPT TO:<eve@example.net",
+            "ann@example.org, eve@example.net",
+            "eve@example.net\n.\nMAIL FROM:<x@y.z>",
+        ] {
+            let refused = ann.actor.create_contact("users/me", email(address, &[])).await;
+            assert_eq!(refused.outcome(), "INVALID_ARGUMENT INVALID_FIELD", "{address:?}");
+        }
+    }
+
+    async fn mail_servers_that_speak_tls_from_the_first_byte_are_spoken_to(engine: Engine) {
+        let authority = Authority::new("mail");
+        let mail = MailServer::new(&authority, true).await;
+        let server = engine.server_with(|config| {
+            mail.is_used(config, &authority);
+            "tls".clone_into(&mut config.smtp.security);
+        });
+        let server = server.await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login]).await;
+        // Somebody else's certificate is not believed.
+        let other = MailServer::new(&Authority::new("other"), true).await;
+        let server = engine.server_with(|config| {
+            mail.is_used(config, &authority);
+            "tls".clone_into(&mut config.smtp.security);
+            config.smtp.port = other.address.port();
+        });
+        let server = server.await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await
+            .expect("created")
+            .name;
+        send_code(&ann, &contact).await.expect("sent");
+        while server
+            .running
+            .app
+            .metrics
+            .encode()
+            .expect("metrics")
+            .lines()
+            .all(|line| !line.contains("\"later\""))
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(other.mails().is_empty());
+    }
+
+    async fn people_are_written_to_in_their_language(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let user = pb::User {
+            name: "users/me".to_owned(),
+            language_code: "de-CH".to_owned(),
+            display_name: "Ann Müller".to_owned(),
+            ..Default::default()
+        };
+        let request = pb::UpdateUserRequest {
+            user: Some(user),
+            ..Default::default()
+        };
+        ann.actor.users().update_user(request).await.expect("updated");
+        proven(&mail, &ann, "ann@example.org", &[Recovery]).await;
+        ask_reset(&server.anonymous().await, "ann").await.expect("asked");
+        let came = mail.next_to("ann@example.org").await;
+        assert!(
+            came.text().starts_with("Hallo Ann Müller,") || came.text().starts_with("Hallo Ann Müller"),
+            "{}",
+            came.text()
+        );
+        assert!(
+            came.part("text/html").contains("<html lang=\"de\">"),
+            "{}",
+            came.part("text/html")
+        );
+    }
+
+    async fn what_is_only_tried_out_sends_nothing(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let own = proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        let request = pb::CreatePasswordResetRequest {
+            account: Some(reset::Account::Identifier("ann".to_owned())),
+            delivery: reset::Delivery::Send.into(),
+            validate_only: true,
+            ..Default::default()
+        };
+        ann.actor
+            .credentials()
+            .create_password_reset(request)
+            .await
+            .expect("would do");
+        let request = pb::DeleteContactRequest {
+            name: own.name.clone(),
+            validate_only: true,
+            ..Default::default()
+        };
+        ann.actor
+            .contacts()
+            .delete_contact(request)
+            .await
+            .expect("would do");
+        let request_id = uuid::Uuid::from_u128(9).to_string();
+        let request = pb::CreatePasswordResetRequest {
+            account: Some(reset::Account::Name("users/me".to_owned())),
+            delivery: reset::Delivery::Send.into(),
+            request_id,
+            ..Default::default()
+        };
+        for _ in 0..3 {
+            ann.actor
+                .credentials()
+                .create_password_reset(request.clone())
+                .await
+                .expect("once");
+        }
+        mail.next_to("ann@example.org").await;
+        settled(&server).await;
+        assert_eq!(mail.mails().len(), 2);
+    }
+}
+
+/// The program itself, killed in the middle.
+mod crash {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::process::Installation;
+
+    const MESSAGES: usize = 500;
+
+    on_both_engines! {
+        async fn every_message_arrives_and_none_under_two_ids(engine: Engine) {
+            let authority = Authority::new("mail");
+            let mail = MailServer::new(&authority, false).await;
+            let installation = Installation::new(engine).await;
+            let ca_file = installation.folder.path().join("mail.pem");
+            std::fs::write(&ca_file, authority.pem()).expect("written");
+            let (ca_file, port) = (ca_file.display().to_string(), mail.address.port().to_string());
+            let variables = [
+                ("ACCOUNTD_MESSAGES__EMAIL", "smtp"),
+                ("ACCOUNTD_MESSAGES__LEASE_S", "4"),
+                ("ACCOUNTD_MESSAGES__MAX_PER_MINUTE", "60000"),
+                ("ACCOUNTD_SMTP__HOST", "localhost"),
+                ("ACCOUNTD_SMTP__PORT", &port),
+                ("ACCOUNTD_SMTP__CA_FILE", &ca_file),
+                ("ACCOUNTD_SMTP__FROM", "no-reply@id.example"),
+                ("ACCOUNTD_SMTP__TIMEOUT_S", "3"),
+                ("ACCOUNTD_WEBHOOK__TIMEOUT_S", "3"),
+                ("ACCOUNTD_PUBLIC_URL", "https://id.example"),
+            ];
+            let process = installation.serve(&variables);
+            let operator = installation.bootstrap(&process).await;
+            let mut wanted = BTreeSet::new();
+            for user in 0..MESSAGES / 50 {
+                let user = operator.create_user(pb::User { username: format!("user{user}"), ..Default::default() });
+                let user = user.await.expect("created").name;
+                for number in 0..50 {
+                    let address = format!("a{number}@{}.example", &user[6..]);
+                    let contact = operator.create_contact(&user, email(&address, &[])).await.expect("created");
+                    send_code(&operator, &contact.name).await.expect("sent");
+                    wanted.insert(address);
+                }
+            }
+            while mail.mails().len() < MESSAGES / 4 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            process.kill();
+            let before = mail.mails().len();
+            let process = installation.serve(&variables);
+            let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+            while ids.len() < MESSAGES {
+                mail.next().await;
+                for mail in mail.mails() {
+                    ids.entry(mail.to[0].clone()).or_default().insert(mail.header("Message-ID"));
+                }
+            }
+            assert!(before < MESSAGES, "killed in the middle, after {before}");
+            assert!(ids.values().all(|ids| ids.len() == 1), "{ids:#?}");
+            assert_eq!(ids.into_keys().collect::<BTreeSet<_>>(), wanted);
+            process.kill();
+        }
+    }
+}
+
+/// A gateway is told in JSON, signed, under one id however often.
+mod webhook {
+    use aws_lc_rs::hmac;
+    use data_encoding::BASE64;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const SECRET: [u8; 32] = [7; 32];
+
+    /// Requests as they came, and what is answered to the next.
+    struct Gateway {
+        port: u16,
+        requests: Arc<tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<String>>>,
+        status: Arc<std::sync::Mutex<&'static str>>,
+    }
+
+    impl Gateway {
+        async fn new() -> Self {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+            let port = listener.local_addr().expect("an address").port();
+            let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+            let status = Arc::new(std::sync::Mutex::new("200 OK"));
+            let answer = Arc::clone(&status);
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let mut request = Vec::new();
+                    let mut buffer = [0; 4096];
+                    loop {
+                        let count = stream.read(&mut buffer).await.unwrap_or(0);
+                        request.extend_from_slice(&buffer[..count]);
+                        let text = String::from_utf8_lossy(&request).into_owned();
+                        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                            continue;
+                        };
+                        let length = head
+                            .lines()
+                            .find_map(|line| line.strip_prefix("content-length: "));
+                        let length: usize = length.expect("a length").parse().expect("a number");
+                        if body.len() >= length || count == 0 {
+                            break;
+                        }
+                    }
+                    let status = *answer.lock().expect("not poisoned");
+                    let text = format!(
+                        "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                    );
+                    let _ = stream.write_all(text.as_bytes()).await;
+                    let _ = sender.send(String::from_utf8(request).expect("UTF-8"));
+                }
+            });
+            Self {
+                port,
+                requests: Arc::new(tokio::sync::Mutex::new(receiver)),
+                status,
+            }
+        }
+
+        /// The next request, whose signature is right: its id and its body.
+        async fn next(&self) -> (String, serde_json::Value) {
+            let next = async { self.requests.lock().await.recv().await };
+            let request = tokio::time::timeout(Duration::from_mins(1), next).await;
+            let request = request.expect("in time").expect("a request");
+            let (head, body) = request.split_once("\r\n\r\n").expect("a head");
+            let header = |name: &str| {
+                let line = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix(&format!("{name}: ")));
+                line.unwrap_or_else(|| panic!("{name} in {head}"))
+                    .to_owned()
+            };
+            let (id, time) = (header("webhook-id"), header("webhook-timestamp"));
+            let signature = header("webhook-signature");
+            let tag = BASE64
+                .decode(signature.strip_prefix("v1,").expect("v1").as_bytes())
+                .expect("base64");
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &SECRET);
+            hmac::verify(&key, format!("{id}.{time}.{body}").as_bytes(), &tag).expect("signed");
+            (id, serde_json::from_str(body).expect("JSON"))
+        }
+    }
+
+    on_both_engines! {
+        async fn a_gateway_is_told_under_one_id_and_with_a_signature(engine: Engine) {
+            let gateway = Gateway::new().await;
+            let server = engine.server_with(|config| {
+                std::fs::create_dir_all(&config.data_dir).expect("a folder");
+                let file = config.data_dir.join("webhook.secret");
+                std::fs::write(&file, format!("whsec_{}\n", BASE64.encode(&SECRET))).expect("written");
+                config.messages.sms = Some("webhook".to_owned());
+                config.webhook.url = Some(format!("http://127.0.0.1:{}/sms?key=x", gateway.port));
+                config.webhook.secret_file = Some(file);
+                config.webhook.timeout_s = 2;
+            });
+            let server = server.await;
+            let ann = server.signed_in("ann").await.actor;
+            let mail = ann.create_contact("users/me", email("ann@example.org", &[])).await.expect("created");
+            assert_refused(send_code(&ann, &mail.name).await, Reason::DeliveryUnavailable);
+            let number = ann.create_contact("users/me", phone("+41 44 668 18 00", &[Login])).await.expect("created");
+            *gateway.status.lock().expect("not poisoned") = "503 Busy";
+            send_code(&ann, &number.name).await.expect("sent");
+            let (first, _) = gateway.next().await;
+            *gateway.status.lock().expect("not poisoned") = "202 Accepted";
+            while server.running.app.metrics.encode().expect("metrics").lines().all(|line| !line.contains("\"later\"")) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            server.advance_s(15);
+            let (second, body) = gateway.next().await;
+            assert_eq!(first, second);
+            assert_eq!((&body["type"], &body["channel"], &body["to"]), (&"contact_code".into(), &"sms".into(), &"+41446681800".into()));
+            let text = body["content"]["text"].as_str().expect("text");
+            let code: String = text.chars().filter(char::is_ascii_digit).take(8).collect();
+            ann.verify_contact(&number.name, &code).await.expect("verified");
+            let anonymous = server.anonymous().await;
+            let asked = ask_code(&anonymous, "+41446681800", ChallengeMethod::SmsCode).await.expect("asked");
+            let (_, body) = gateway.next().await;
+            let text = body["content"]["text"].as_str().expect("text");
+            let code: String = text.chars().filter(char::is_ascii_digit).take(8).collect();
+            factors::answer(&anonymous, &asked, Answer::Code(code)).await.expect("signed in");
+            *gateway.status.lock().expect("not poisoned") = "400 Bad Request";
+            ask_code(&anonymous, "ann", ChallengeMethod::SmsCode).await.expect("asked");
+            gateway.next().await;
+            assert_eq!(settled(&server).await["dead"], 1);
+        }
+    }
+}
+
+/// The same without any sender.
+mod without {
+    use super::*;
+
+    on_both_engines! {
+        async fn who_can_send_nothing_says_so_to_everybody(engine: Engine) {
+            let server = engine.server().await;
+            let ann = server.signed_in("ann").await;
+            contacts::verified(&server, &ann, email("ann@example.org", &[Login, Recovery])).await;
+            let anonymous = server.anonymous().await;
+            for typed in ["ann", "nobody"] {
+                assert_refused(ask_reset(&anonymous, typed).await, Reason::DeliveryUnavailable);
+                let asked = ask_code(&anonymous, typed, ChallengeMethod::EmailCode).await;
+                assert_refused(asked, Reason::DeliveryUnavailable);
+            }
+        }
+    }
+}
