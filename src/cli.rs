@@ -15,10 +15,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     bench, calibrate,
     config::{self, Config, Loaded, Sources},
+    domain::{error, message, name::MessageId},
     env::{SystemClock, SystemRandom},
     fill,
+    messenger::{
+        dead,
+        templates::{self, Rendered, Templates},
+    },
     server::Server,
-    setup::{self, Environment},
+    setup::{self, Environment, Store},
+    store::db::Db,
     telemetry::{self, precise},
 };
 
@@ -42,11 +48,52 @@ enum Command {
     Bench(bench::Options),
     /// Find the dearest password hash that this machine has time for.
     Calibrate(calibrate::Options),
+    /// Look at messages to people, and have those sent again that could not be.
+    Message {
+        #[command(subcommand)]
+        command: MessageCommand,
+    },
     /// Work on the data while the server is stopped.
     Admin {
         #[command(subcommand)]
         command: AdminCommand,
     },
+}
+
+#[derive(Subcommand)]
+enum MessageCommand {
+    /// Print what a message looks like, made up.
+    Preview {
+        /// `contact_code`, `sign_in_code`, `password_reset`, `password_changed` or `contact_changed`.
+        #[arg(long, value_parser = parse_kind)]
+        kind: message::Kind,
+        /// BCP 47, such as `de-CH`; the default language if there is nothing in this one.
+        #[arg(long, default_value = "")]
+        language: String,
+        /// `text`, `html` or `sms`.
+        #[arg(long, default_value = "text", value_parser = ["text", "html", "sms"])]
+        part: String,
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// List the messages that could not be sent, the last first. On SQLite while the server is stopped.
+    List(Flags),
+    /// Have messages sent again that could not be, and are still of use: all of them, or one. On SQLite
+    /// while the server is stopped.
+    Redrive {
+        /// The id of one message.
+        #[arg(long)]
+        id: Option<uuid::Uuid>,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+fn parse_kind(text: &str) -> Result<message::Kind, String> {
+    message::Kind::parse(text).ok_or_else(|| {
+        let known = message::Kind::ALL.map(message::Kind::name);
+        format!("has to be one of {}", known.join(", "))
+    })
 }
 
 #[derive(Subcommand)]
@@ -157,6 +204,7 @@ pub fn run() -> ExitCode {
             print(&config::example());
             Ok(())
         }
+        Command::Message { command } => messages(command),
         Command::Admin {
             command: AdminCommand::Recover(flags),
         } => flags.load().and_then(|loaded| recover(&loaded.config)),
@@ -225,6 +273,80 @@ fn fill(config: &Config, users: u64, add: bool) -> Result<(), String> {
         "{users} users in {time:.1} s, {rate:.0} per second\n"
     ));
     Ok(())
+}
+
+fn messages(command: MessageCommand) -> Result<(), String> {
+    match command {
+        MessageCommand::Preview {
+            kind,
+            language,
+            part,
+            flags,
+        } => {
+            let config = flags.load()?.config;
+            print(&preview(&config, kind, &language, &part)?);
+            Ok(())
+        }
+        MessageCommand::List(flags) => {
+            let config = flags.load()?.config;
+            let dead = runtime()?.block_on(with_store(&config, async |db| dead::list(db).await))?;
+            for message in dead {
+                print(&format!(
+                    "{} {} {} {} {}\n",
+                    message.id.0,
+                    message.create_time,
+                    message.kind.name(),
+                    message.attempts,
+                    message.error
+                ));
+            }
+            Ok(())
+        }
+        MessageCommand::Redrive { id, flags } => {
+            let config = flags.load()?.config;
+            let redrive =
+                async |db: &Db| dead::redrive(db, id.map(MessageId), &environment()).await;
+            let count = runtime()?.block_on(with_store(&config, redrive))?;
+            print(&format!("{count} messages wait to be sent again\n"));
+            Ok(())
+        }
+    }
+}
+
+fn preview(
+    config: &Config,
+    kind: message::Kind,
+    language: &str,
+    part: &str,
+) -> Result<String, String> {
+    let templates = Templates::new(
+        config.messages.templates_dir.as_deref(),
+        &config.messages.default_language,
+        &config.sign_in.service_name,
+    )?;
+    let channel = if part == "sms" {
+        message::Channel::Sms
+    } else {
+        message::Channel::Email
+    };
+    let sample = templates::sample(kind, language);
+    Ok(match templates.render(&sample, channel)? {
+        Rendered::Sms(text) => text + "\n",
+        Rendered::Mail { html, .. } if part == "html" => html + "\n",
+        Rendered::Mail { subject, text, .. } => format!("Subject: {subject}\n\n{text}\n"),
+    })
+}
+
+/// Does something with the store alone.
+async fn with_store<T>(
+    config: &Config,
+    work: impl AsyncFnOnce(&Db) -> error::Result<T>,
+) -> Result<T, String> {
+    let _lock = setup::take_folder(config).await?;
+    let Store { db, .. } = setup::open_store(config, &environment()).await?;
+    let done = work(&db).await.map_err(|error| error.to_string());
+    db.close().await;
+    done
 }
 
 fn environment() -> Environment {

@@ -13,9 +13,10 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service; `contact_codes` beside `contacts`, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service; `contact_codes` beside `contacts`, `messages` beside all that write to people, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
+//! | [`messenger`] | messages to people: templates, mail server, webhook, and what became of each |
 //! | [`key_sets`] | public keys that programs publish, fetched without being led astray |
 //! | [`signing`] | signing keys between store and memory |
 //! | [`app`] | what every call needs, in one struct |
@@ -35,7 +36,7 @@
 //! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password` and
 //! `domain::foreign_hash`, jsonwebtoken in `domain::keyring` and `domain::client_assertion`,
 //! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`, rustls in `tls`, reqwest in
-//! `key_sets`.
+//! `key_sets` and `messenger`, lettre and minijinja in `messenger`.
 //!
 //! # How a request flows
 //!
@@ -66,6 +67,7 @@
 //!   [`domain::network::is_public`]; with certificates: [`domain::certificate`], [`tls`]
 //! - what somebody is found by, and how an address becomes theirs: [`domain::identifier`],
 //!   [`domain::contact`], `store/identifiers.rs`, `grpc/contact_codes.rs`
+//! - what is written to whom: [`domain::message`], `grpc/messages.rs`, [`messenger`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`
 //! - what a stranger can cost: [`listener`], [`grpc::body`], [`unread`], [`grpc::layer`], [`hasher`],

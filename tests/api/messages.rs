@@ -2,7 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use accountd::{domain::error::Reason, grpc::pb, jobs, messenger};
+use accountd::{
+    domain::error::Reason,
+    grpc::{call::Call, pb},
+    jobs,
+    messenger::{self, dead},
+};
 use pb::{
     ChallengeMethod,
     answer_challenge_request::Answer,
@@ -165,6 +170,12 @@ async fn settled(server: &Server) -> HashMap<String, u64> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("messages wait on");
+}
+
+/// Has everything sent again that could not be.
+async fn redrive(server: &Server) -> accountd::domain::error::Result<u64> {
+    let call = Call::system(&server.running.app, "");
+    dead::redrive(call.db(), None, &server.env.environment()).await
 }
 
 on_both_engines! {
@@ -583,7 +594,7 @@ on_both_engines! {
         assert_eq!(settled(&server).await["dead"], 1);
         assert_eq!(server.events("message.dead").await.len(), 1);
         mail.behave(Manner::Takes);
-        let redriven = messenger::redrive(&server.running.app, None).await;
+        let redriven = redrive(&server).await;
         assert_eq!(redriven.expect("redriven"), 1);
         let code = mail.next_to("ann@example.org").await.code();
         ann.verify_contact(&contact, &code).await.expect("the same code");
@@ -597,11 +608,11 @@ on_both_engines! {
         send_code(&ann, &other).await.expect("sent");
         assert_eq!(settled(&server).await["dead"], 2);
         server.advance_s(600);
-        let redriven = messenger::redrive(&server.running.app, None).await;
+        let redriven = redrive(&server).await;
         assert_eq!(redriven.expect("nothing to do"), 0);
         server.advance_s(8 * 24 * 3600);
         jobs::sweep(&server.running.app).await.expect("swept");
-        let dead = messenger::dead(&server.running.app).await.expect("listed");
+        let dead = dead::list(Call::system(&server.running.app, "").db()).await.expect("listed");
         assert!(dead.is_empty(), "{dead:?}");
     }
 
@@ -822,6 +833,26 @@ mod crash {
 
     const MESSAGES: usize = 500;
 
+    #[tokio::test]
+    async fn operators_see_what_a_message_looks_like() {
+        let installation = Installation::new(Engine::Sqlite).await;
+        let preview = |arguments: &[&str]| {
+            let arguments = [&["message", "preview", "--kind", "sign_in_code"], arguments].concat();
+            let (status, text, _) = installation.run(&arguments);
+            assert!(status.success(), "{text}");
+            text
+        };
+        assert!(preview(&[]).starts_with("Subject: Your code for accountd: 1234 5678\n"));
+        assert!(preview(&["--language", "de-CH"]).starts_with("Subject: Ihr Code für accountd"));
+        assert!(preview(&["--part", "html"]).starts_with("<!doctype html>"));
+        assert!(preview(&["--part", "sms"]).starts_with("1234 5678 is your code"));
+        let (status, _, error) = installation.run(&["message", "preview", "--kind", "birthday"]);
+        assert!(
+            !status.success() && error.contains("contact_code"),
+            "{error}"
+        );
+    }
+
     on_both_engines! {
         async fn every_message_arrives_and_none_under_two_ids(engine: Engine) {
             let authority = Authority::new("mail");
@@ -872,6 +903,10 @@ mod crash {
             assert!(ids.values().all(|ids| ids.len() == 1), "{ids:#?}");
             assert_eq!(ids.into_keys().collect::<BTreeSet<_>>(), wanted);
             process.kill();
+            let (status, text, _) = installation.run(&["message", "list"]);
+            assert_eq!((status.success(), &*text), (true, ""));
+            let (status, text, _) = installation.run(&["message", "redrive"]);
+            assert_eq!((status.success(), &*text), (true, "0 messages wait to be sent again\n"));
         }
     }
 }
