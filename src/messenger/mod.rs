@@ -216,13 +216,16 @@ async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>, pace: &mut Pace) -> 
         let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             break;
         };
-        let app = Arc::clone(app);
+        let (app, places) = (Arc::clone(app), Arc::clone(places));
         tokio::spawn(async move {
             if let Err(error) = delivery::send(&app, message).await {
                 tracing::warn!(%error, "cannot note what became of a message");
             }
+            let was_full = places.available_permits() == 0;
             drop(permit);
-            app.messenger.wake();
+            if was_full {
+                app.messenger.wake();
+            }
         });
     }
     count == free

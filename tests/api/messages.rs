@@ -80,7 +80,7 @@ async fn proven(
         .expect("verified")
 }
 
-async fn ask_reset(
+pub async fn ask_reset(
     actor: &Actor,
     identifier: &str,
 ) -> Result<pb::CreatePasswordResetResponse, Status> {

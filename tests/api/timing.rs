@@ -1,15 +1,23 @@
-//! The time of a refused sign-in does not tell why it was refused.
+//! The time of a refused sign-in does not tell why it was refused, and that of asking for a message not
+//! whether anybody gets it.
 //!
-//! Sign-ins of all kinds are interleaved at random, and for each kind the probability is estimated
-//! that one of them takes longer than a plain wrong password (the area under the ROC curve): 0.5 when
-//! time tells nothing, 1 or 0 when it tells everything. The hash is the shipped one: a cheaper one
+//! Calls of all kinds are interleaved at random, and for each kind the probability is estimated
+//! that one of them takes longer than the first (the area under the ROC curve): 0.5 when
+//! time tells nothing, 1 or 0 when it tells everything. The hash of sign-ins is the shipped one: a cheaper one
 //! would measure how much slower an unoptimised build reads a row than none.
 
 use std::time::{Duration, Instant};
 
-use accountd::grpc::pb;
+use accountd::grpc::pb::{
+    self,
+    contact::Purpose::{Login, Recovery},
+};
 
-use crate::harness::{Actor, Engine, assert_refused, on_both_engines, password};
+use crate::{
+    contacts,
+    harness::{Actor, Engine, assert_refused, on_both_engines, password},
+    messages,
+};
 
 /// How far from 0.5 the area may lie.
 const TOLERANCE: f64 = 0.02;
@@ -31,34 +39,70 @@ on_both_engines! {
         let nameless = pb::User { username: "nopassword".to_owned(), ..Default::default() };
         operator.create_user(nameless).await.expect("created");
         let anonymous = server.anonymous().await;
-
         let kinds = ["wrong", "nobody", "suspended", "nopassword"];
-        let mut times = [const { Vec::new() }; 4];
-        let mut order = Order(1);
-        loop {
-            for _ in 0..ROUND {
-                for kind in order.shuffled() {
-                    times[kind].push(refused(&anonymous, kinds[kind]).await);
-                }
+        compare(kinds, async |kind| refused(&anonymous, kind).await).await;
+    }
+
+    async fn time_does_not_tell_who_can_be_written_to(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.messages.email = Some("log".to_owned());
+            config.messages.address_free = u32::MAX;
+            config.messages.max_per_minute = u32::MAX;
+            config.throttle.network_free = u32::MAX;
+            config.throttle.network_challenges = i64::MAX;
+        });
+        let server = server.await;
+        let ann = server.signed_in("ann").await;
+        contacts::verified(&server, &ann, contacts::email("person-1@example.org", &[Login, Recovery])).await;
+        let unproven = contacts::email("person-3@example.org", &[Login, Recovery]);
+        ann.actor.create_contact("users/me", unproven).await.expect("created");
+        let gone = server.signed_in("gone").await;
+        contacts::verified(&server, &gone, contacts::email("person-4@example.org", &[Login, Recovery])).await;
+        server.operator().await.suspend_user(gone.name()).await.expect("suspended");
+        let anonymous = server.anonymous().await;
+        // As long as each other: the longer takes longer to read.
+        let kinds = ["person-1@example.org", "person-2@example.org", "person-3@example.org", "person-4@example.org"];
+        compare(kinds, async |kind| {
+            let begin = Instant::now();
+            messages::ask_reset(&anonymous, kind).await.expect("asked");
+            begin.elapsed()
+        }).await;
+    }
+}
+
+/// Refuses kinds of calls that their times tell from those of the first.
+async fn compare(kinds: [&'static str; 4], sample: impl AsyncFn(&'static str) -> Duration) {
+    let mut times = [const { Vec::new() }; 4];
+    let mut order = Order(1);
+    loop {
+        for _ in 0..ROUND {
+            for kind in order.shuffled() {
+                times[kind].push(sample(kinds[kind]).await);
             }
-            let samples = times[0].len();
-            // Chance alone makes the area stray by about this much.
-            let chance = 1.0 / (6.0 * number(samples)).sqrt();
-            let areas: Vec<f64> = times[1..].iter().map(|times_of_kind| auc(times_of_kind, &times[0])).collect();
-            let farthest = areas.iter().map(|area| (area - 0.5).abs()).fold(0.0, f64::max);
-            if farthest + chance <= TOLERANCE {
-                break;
-            }
-            let medians: Vec<Duration> = times.iter().map(|times| median(times)).collect();
-            let is_hopeless = farthest > TOLERANCE + 5.0 * chance;
-            assert!(
-                farthest <= TOLERANCE || !(is_hopeless || samples >= MAX_SAMPLES),
-                "time tells one of {kinds:?}: {areas:.3?} after {samples} samples each, \
-                 medians {medians:?}"
-            );
-            if samples >= MAX_SAMPLES {
-                break;
-            }
+        }
+        let samples = times[0].len();
+        // Chance alone makes the area stray by about this much.
+        let chance = 1.0 / (6.0 * number(samples)).sqrt();
+        let areas: Vec<f64> = times[1..]
+            .iter()
+            .map(|times_of_kind| auc(times_of_kind, &times[0]))
+            .collect();
+        let farthest = areas
+            .iter()
+            .map(|area| (area - 0.5).abs())
+            .fold(0.0, f64::max);
+        if farthest + chance <= TOLERANCE {
+            break;
+        }
+        let medians: Vec<Duration> = times.iter().map(|times| median(times)).collect();
+        let is_hopeless = farthest > TOLERANCE + 5.0 * chance;
+        assert!(
+            farthest <= TOLERANCE || !(is_hopeless || samples >= MAX_SAMPLES),
+            "time tells one of {kinds:?}: {areas:.3?} after {samples} samples each, \
+             medians {medians:?}"
+        );
+        if samples >= MAX_SAMPLES {
+            break;
         }
     }
 }
