@@ -129,6 +129,7 @@ impl Work {
         // Calls whose client has gone are still at work.
         let patience = Duration::from_secs(2);
         let _ = tokio::time::timeout(patience, idle(&self.app)).await;
+        let _ = tokio::time::timeout(patience, self.app.messenger.idle()).await;
         ops_stop.cancel();
         let _ = ops.await;
         let call = grpc::call::Call::system(&self.app, "");

@@ -169,7 +169,7 @@ impl Metrics {
             .observe(time.as_secs_f64());
     }
 
-    /// `outcome`: `sent`, `later`, `dead`, or `void` for nobody.
+    /// `outcome`: `sent`, `later`, `dead`, `dropped` because of many, or `void` for nobody.
     pub fn message(&self, kind: &'static str, outcome: &'static str) {
         self.messages
             .get_or_create(&MessageLabels { kind, outcome })

@@ -118,9 +118,31 @@ impl Config {
         if self.smtp.username.is_some() != self.smtp.password_file.is_some() {
             return Err("`smtp.username` and `smtp.password_file` go together".to_owned());
         }
-        let longest = self.smtp.timeout_s.max(self.webhook.timeout_s);
-        if self.messages.lease_s.unsigned_abs() <= longest {
-            return Err("setting `messages.lease_s` has to be more than the time-outs".to_owned());
+        let uses = |way: &str| email.as_deref() == Some(way) || sms.as_deref() == Some(way);
+        let timeouts = [
+            ("smtp", self.smtp.timeout_s),
+            ("webhook", self.webhook.timeout_s),
+        ];
+        for (way, timeout_s) in timeouts {
+            if uses(way) && self.messages.lease_s.unsigned_abs() * 9 <= timeout_s * 10 {
+                return Err(format!(
+                    "setting `messages.lease_s` has to be well above `{way}.timeout_s`"
+                ));
+            }
+        }
+        if self.retention.identifiers_s < self.messages.revert_lifetime_s {
+            return Err(
+                "setting `retention.identifiers_s` has to be at least `messages.revert_lifetime_s`: \
+                 what is taken back has to be free"
+                    .to_owned(),
+            );
+        }
+        if self.sign_in.contact_link_lifetime_s < self.sign_in.contact_code_lifetime_s {
+            return Err(
+                "setting `sign_in.contact_link_lifetime_s` has to be at least \
+                 `sign_in.contact_code_lifetime_s`"
+                    .to_owned(),
+            );
         }
         match &self.messages.pages_url {
             Some(url) => check_public_url("messages.pages_url", url),
@@ -148,7 +170,6 @@ impl Config {
         let may_be_0 = [
             "hashing.lanes",
             "messages.address_free",
-            "retention.identifiers_s",
             "sessions.refresh_replay_s",
             "throttle.account_free",
             "throttle.network_free",

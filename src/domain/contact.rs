@@ -272,6 +272,10 @@ impl Contact {
         self.proof = Some(proof);
     }
 
+    pub fn proof_time(&self) -> Option<Timestamp> {
+        self.proof.as_ref().map(|proof| proof.time)
+    }
+
     /// Whether accountd may use it for this.
     pub fn serves(&self, purpose: Purpose) -> bool {
         self.proof.is_some() && self.purposes.contains(&purpose)

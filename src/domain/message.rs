@@ -6,10 +6,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::char::is_combining_mark;
 use uuid::Uuid;
 
 use super::{
     contact::{self, Contact, Purpose, Value},
+    email::Email,
     identifier::Identifier,
     secret::Digest,
 };
@@ -156,6 +158,15 @@ pub struct Facts {
 }
 
 impl Recipient {
+    /// By which messages to it are counted, however it is written.
+    pub fn key(&self) -> String {
+        match self.channel {
+            Channel::Email => Email::parse(&self.address)
+                .map_or_else(|_| self.address.clone(), |email| email.key().to_owned()),
+            Channel::Sms => self.address.clone(),
+        }
+    }
+
     /// Where a contact is reached.
     pub fn of(contact: &Contact) -> Option<Self> {
         Self::at(&contact.value)
@@ -193,7 +204,7 @@ pub fn choose<'a>(
 
 /// A name to greet somebody with, if nobody could take it for a link or an address.
 pub fn greeting(display_name: &str) -> String {
-    let is_name = |c: char| c.is_alphabetic() || " '’-·.".contains(c) || !c.is_ascii();
+    let is_name = |c: char| c.is_alphabetic() || is_combining_mark(c) || " '’-·.".contains(c);
     let is_short = display_name.chars().count() <= MAX_NAME;
     let has_dots = display_name
         .split('.')
@@ -237,7 +248,6 @@ mod tests {
     use super::*;
     use crate::domain::{
         contact::{Method, Proof},
-        email::Email,
         name::{ContactId, UserId},
         phone::Phone,
         time::Timestamp,
@@ -322,6 +332,8 @@ mod tests {
             "<b>Ann</b>",
             "Ann\r\nBcc: x",
             "call 0900 123",
+            "Ann\u{202e}gro",
+            "Ann\u{200b}",
             &"x".repeat(65),
         ] {
             assert_eq!(greeting(no_name), "", "{no_name}");

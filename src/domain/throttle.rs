@@ -13,7 +13,9 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 use super::{
-    name::{AccountId, ContactId},
+    identifier::Identifier,
+    message,
+    name::AccountId,
     password::PasswordHash,
     secret::{self, Kind, Secret},
     time::Timestamp,
@@ -26,10 +28,10 @@ pub enum Subject {
     Account(AccountId),
     /// An account, by somebody who has shown its first factor.
     SecondFactor(AccountId),
-    /// A contact, by somebody who types codes for it.
-    Contact(ContactId),
-    /// Where messages with codes go.
-    Messages(String),
+    /// An address or number of an account, by somebody who types codes for it.
+    Contact(AccountId, Identifier),
+    /// Where messages of a kind with codes go: what strangers can ask for holds up nothing else.
+    Messages(message::Kind, String),
     /// Where notices go, which must not be held up by messages that anybody can ask for.
     Notices(String),
     /// Who asks for a message to whoever is found by this.
@@ -53,8 +55,11 @@ impl Subject {
         let (kind, value) = match self {
             Self::Account(id) => ("account", id.to_string()),
             Self::SecondFactor(id) => ("second factor", id.to_string()),
-            Self::Contact(id) => ("contact", id.0.to_string()),
-            Self::Messages(address) => ("messages", address.clone()),
+            Self::Contact(account, value) => {
+                let kind = value.kind.name();
+                ("contact", format!("{account}:{kind}:{}", value.key))
+            }
+            Self::Messages(kind, address) => ("messages", format!("{}:{address}", kind.name())),
             Self::Notices(address) => ("notices", address.clone()),
             Self::Asking(identifier) => ("asking", identifier.clone()),
             Self::Questions(identifier) => ("questions", identifier.clone()),
@@ -214,7 +219,7 @@ impl KnownDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::name::UserId;
+    use crate::domain::{identifier, name::UserId};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
     const RULE: Rule = Rule {
@@ -321,11 +326,15 @@ mod tests {
             Subject::Account(UserId(id).into()),
             Subject::SecondFactor(UserId(id).into()),
             Subject::Unknown(format!("users/{id}")),
-            Subject::Messages(id.to_string()),
+            Subject::Messages(message::Kind::ContactCode, id.to_string()),
+            Subject::Messages(message::Kind::SignInCode, id.to_string()),
             Subject::Notices(id.to_string()),
             Subject::Asking(id.to_string()),
             Subject::Questions(id.to_string()),
-            Subject::Contact(ContactId(id)),
+            Subject::Contact(
+                UserId(id).into(),
+                Identifier::new(identifier::Kind::Email, id.to_string()),
+            ),
             Subject::Device(id),
             Subject::SecondFactorDevice(id),
         ];

@@ -72,6 +72,9 @@ impl Username {
         }
         let key = key(text)
             .ok_or("must be letters, digits and punctuation as RFC 8265 allows in usernames")?;
+        if key.contains(FORBIDDEN) || key.starts_with('+') {
+            return Err("must not contain what stands for `@`, `/`, `:`, `*` or `+`".to_owned());
+        }
         if !key.is_single_script() {
             return Err("must not mix scripts whose letters look alike".to_owned());
         }
@@ -164,6 +167,9 @@ mod tests {
             "a:b",
             "a*",
             "+a",
+            "ann＠example.org",
+            "＋41446681800",
+            "a／b",
             "\u{0}",
             "r\u{0430}ypal",
             "☃",

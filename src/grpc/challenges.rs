@@ -141,6 +141,9 @@ async fn create_for_sign_in(
                 password.and_then(|hash| secrets::known_device(call, account, hash, &sent.token));
         }
     }
+    if let Some(first) = call.first_answer().await? {
+        return Ok(first);
+    }
     let asked = identifier::canonical(&typed);
     if !asked.is_empty() {
         let by = if is_sent {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     domain::{
         challenge,
-        contact::{self, Contact, Value},
+        contact::{self, Contact, Purpose, Value},
         error::{Error, Reason, Result},
         message::{self, Channel, Facts, Message, Recipient, To},
         name::{AccountId, ContactId},
@@ -41,14 +41,20 @@ pub(super) async fn send(
     };
     if is_returned {
         call.require("contacts.return_code")?;
-    } else {
+    }
+    if let Some(first) = call.first_answer().await? {
+        return Ok(first);
+    }
+    if !is_returned {
         let mut db = call.db().read().await?;
         service::require_change(&mut db, call, account).await?;
         let contact = service::find_current(&mut db, account, id, &request.etag).await?;
         let channel = Channel::of(contact.require_unproven()?.kind());
         drop(db);
         messages::require_sender(call, channel)?;
-        secrets::ask(call, Asked::Message(contact.name()), None, None).await?;
+        let is_own = call.caller.account() == Some(account);
+        let address = call.address.filter(|_| is_own);
+        secrets::ask(call, Asked::of_account(account), None, address).await?;
     }
     let typed = challenge::code(call.app().random.bytes());
     let link = Secret::new(Kind::ContactLink, &call.app().random.bytes::<32>());
@@ -128,7 +134,22 @@ async fn enqueue(
         unlocks: None,
     };
     let account = Some(contact.account);
-    messages::enqueue(tx, call, account, &message, code.expire_time).await
+    let expire_time = code.expire_time.max(code.link_expire_time);
+    messages::enqueue(tx, call, account, &message, expire_time).await
+}
+
+/// Whoever proves an address of somebody else that lets people in could go in there: that is for those who
+/// may say that it is proven, and for frontends in which people register.
+pub(super) fn require_to_let_in(call: &Call, contact: &Contact) -> Result<()> {
+    let is_own = call.caller.account() == Some(contact.account);
+    let lets_in = contact
+        .purposes
+        .iter()
+        .any(|it| [Purpose::Login, Purpose::Recovery].contains(it));
+    if lets_in && !is_own && !call.caller.holds("users.register") {
+        return call.require("contacts.assert");
+    }
+    Ok(())
 }
 
 /// Verifies a contact with the code that came there.
@@ -142,6 +163,7 @@ pub(super) async fn verify(call: &Call, request: pb::VerifyContactRequest) -> Re
     service::require_change(&mut db, call, account).await?;
     let contact = service::find_current(&mut db, account, id, &request.etag).await?;
     drop(db);
+    require_to_let_in(call, &contact)?;
     let value = contact.require_unproven()?.clone();
     let (code, method) = secrets::contact_code(call, &contact, &value, &request.code).await?;
     mutate!(call, |tx| {

@@ -7,7 +7,8 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    contact_codes, convert, credentials as accounts, messages, pb, secrets,
+    contact_codes, convert, credentials as accounts, messages, pb,
+    secrets::{self, Asked},
 };
 use crate::{
     app::App,
@@ -116,6 +117,11 @@ impl pb::contact_service_server::ContactService for Contacts {
             is_set(path, &input)
         })?;
         let all = paths.len() == WRITABLE.len();
+        let is_own = call.caller.account() == Some(account);
+        if is_own && paths.iter().any(|path| *path != "label") {
+            let asked = Asked::Question(format!("contacts of {account}"));
+            secrets::ask(&call, asked, None, None).await?;
+        }
         let mut fields = Fields::new();
         let mut edits = Vec::new();
         for path in &paths {
@@ -131,6 +137,9 @@ impl pb::contact_service_server::ContactService for Contacts {
             let before = contact.clone();
             for edit in edits.clone() {
                 contact.edit(edit)?;
+            }
+            if contact.proof.is_some() && contact.purposes != before.purposes {
+                contact_codes::require_to_let_in(&call, &contact)?;
             }
             let purposes = &contact.purposes;
             Contact::check_purposes(account, contact.kind(), purposes)
@@ -148,6 +157,7 @@ impl pb::contact_service_server::ContactService for Contacts {
                 contact.touch(call.now);
                 contacts::update(tx, &contact).await?;
                 follow(tx, &call, Some(&before), Some(&contact)).await?;
+                require_way_in(tx, &before).await?;
                 let event = call.event().about(contact.name(), Some(account));
                 events::append(tx, &event.changed(paths.iter().copied())).await?;
             }
@@ -164,15 +174,8 @@ impl pb::contact_service_server::ContactService for Contacts {
             require_change(tx, &call, account).await?;
             let contact = find_current(tx, account, id, &request.etag).await?;
             announce(tx, &call, Some(&contact), None).await?;
-            codes::delete(tx, account, id).await?;
-            contacts::delete(tx, account, id).await?;
-            if contact.is_primary {
-                let others = same_kind(tx, &contact).await?;
-                if let Some(mut next) = others.into_iter().find(Contact::may_be_primary) {
-                    make_primary(tx, &call, &mut next).await?;
-                }
-            }
-            follow(tx, &call, Some(&contact), None).await?;
+            remove(tx, &call, &contact).await?;
+            require_way_in(tx, &contact).await?;
             let event = call.event().about(contact.name(), Some(account));
             events::append(tx, &event.detail("kind", contact.kind().name())).await?;
         })?;
@@ -240,15 +243,23 @@ impl pb::contact_service_server::ContactService for Contacts {
         let (digest, change) = secrets::contact_change(&call, &request.token).await?;
         let response = mutate!(call, |tx| {
             let account = change.account;
-            let states = [State::Active, State::Suspended];
             accounts::state(tx, account)
                 .await?
-                .require(&states, account, call.now)?;
-            if !contact_changes::redeem(tx, &digest, &change).await? {
+                .require(&[State::Active], account, call.now)?;
+            if !contact_changes::redeem(tx, &digest).await? {
                 return Err(Error::Unauthenticated(Reason::InvalidCode));
             }
-            let told = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
-            let contact = revert(tx, &call, &change).await?;
+            let mut told = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+            // What came after it as well, the last first.
+            let mut contact = None;
+            for change in contact_changes::redeem_later(tx, &change).await? {
+                contact = revert(tx, &call, &change).await?;
+            }
+            // Whoever was there, and whoever is there again.
+            let after = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+            let new = |it: &Contact| told.iter().all(|known| known.value != it.value);
+            let back: Vec<Contact> = after.into_iter().filter(new).collect();
+            told.extend(back);
             let ended_sessions = match account {
                 AccountId::User(user) => {
                     users::void_begun(tx, user).await?;
@@ -280,27 +291,27 @@ impl pb::contact_service_server::ContactService for Contacts {
 async fn revert(tx: &mut Write, call: &Call, change: &Change) -> Result<Option<Contact>> {
     let (account, id) = (change.account, change.contact);
     let now = contacts::find(tx, account, id).await?;
-    codes::delete(tx, account, id).await?;
     let Some(before) = change.before.clone() else {
         if let Some(added) = &now {
-            contacts::delete(tx, account, id).await?;
-            follow(tx, call, Some(added), None).await?;
+            remove(tx, call, added).await?;
         }
         return Ok(now);
     };
+    codes::delete(tx, account, id).await?;
     let before = before.contact(account, id, call.now);
     let mut before = before.ok_or_else(|| Error::internal("a contact that cannot be read"))?;
-    // Another one may have come first since.
-    let first = same_kind(tx, &before)
-        .await?
-        .into_iter()
-        .find(|it| it.is_primary && it.id != id);
-    if let Some(mut first) = first.filter(|_| before.is_primary) {
-        first.is_primary = false;
-        first.touch(call.now);
-        contacts::update(tx, &first).await?;
+    for mut other in same_kind(tx, &before).await? {
+        if other.id != id && other.value.identifier() == before.value.identifier() {
+            // Put there so that this one could not come back.
+            codes::delete(tx, account, other.id).await?;
+            contacts::delete(tx, account, other.id).await?;
+        } else if other.id != id && other.is_primary && before.is_primary {
+            other.is_primary = false;
+            other.touch(call.now);
+            contacts::update(tx, &other).await?;
+        }
     }
-    match &now {
+    match contacts::find(tx, account, id).await? {
         None => contacts::insert(tx, &before).await?,
         Some(now) => {
             before.revision = now.revision;
@@ -311,6 +322,19 @@ async fn revert(tx: &mut Write, call: &Call, change: &Change) -> Result<Option<C
     }
     follow(tx, call, now.as_ref(), Some(&before)).await?;
     Ok(Some(before))
+}
+
+/// Removes a contact. After one that came first another does.
+async fn remove(tx: &mut Write, call: &Call, contact: &Contact) -> Result<()> {
+    codes::delete(tx, contact.account, contact.id).await?;
+    contacts::delete(tx, contact.account, contact.id).await?;
+    if contact.is_primary {
+        let others = same_kind(tx, contact).await?;
+        if let Some(mut next) = others.into_iter().find(Contact::may_be_primary) {
+            make_primary(tx, call, &mut next).await?;
+        }
+    }
+    follow(tx, call, Some(contact), None).await
 }
 
 /// Refuses unless the account can be changed, by this caller.
@@ -410,6 +434,9 @@ pub(super) async fn add(tx: &mut Write, call: &Call, mut contact: Contact) -> Re
         let name = account.to_string();
         return Err(Error::precondition(Reason::LimitReached, name, text));
     }
+    if contact.proof.is_some() {
+        announce(tx, call, None, Some(&contact)).await?;
+    }
     contact.is_primary = contact.may_be_primary() && !has_primary(tx, &contact).await?;
     contacts::insert(tx, &contact).await?;
     follow(tx, call, None, Some(&contact)).await?;
@@ -460,11 +487,34 @@ pub(super) async fn announce(
         old: masked(before.map(|before| &before.value)),
         new: masked(new),
         link: messages::link(call, "revert-contact", &format!("token={}", token.text())),
+        minutes: lifetime_s / 60,
         ..Facts::default()
     };
-    let all = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+    let mut all = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
     let kind = message::Kind::ContactChanged;
-    messages::notify(tx, call, account, &all, before, kind, facts).await
+    // Of two who undo what the other does the one who was there first is believed.
+    let settled = call.now.plus_s(-lifetime_s);
+    for change in contact_changes::list(tx, account, call.now).await? {
+        let before = change.before;
+        let before = before.and_then(|it| it.contact(account, change.contact, call.now));
+        let Some(before) = before else { continue };
+        // Whoever was told before a change that can be taken back is told on.
+        match all.iter_mut().find(|it| it.value == before.value) {
+            Some(now) => now.purposes.extend(before.purposes),
+            None => all.push(before),
+        }
+    }
+    let first = all.iter().filter_map(Contact::proof_time).min();
+    let (older, newer): (Vec<Contact>, Vec<Contact>) = all.into_iter().partition(|contact| {
+        let time = contact.proof_time();
+        time == first || time.is_some_and(|time| time <= settled)
+    });
+    let unlinked = Facts {
+        link: String::new(),
+        ..facts.clone()
+    };
+    messages::notify(tx, call, account, &older, before, kind, facts).await?;
+    messages::notify(tx, call, account, &newer, before, kind, unlinked).await
 }
 
 /// Whether one of its kind comes first already.
@@ -485,8 +535,20 @@ async fn make_primary(tx: &mut Write, call: &Call, contact: &mut Contact) -> Res
     contacts::update(tx, contact).await
 }
 
+/// Refuses a change that leaves its owner without anything to sign in with.
+pub(super) async fn require_way_in(tx: &mut Write, before: &Contact) -> Result<()> {
+    let AccountId::User(user) = before.account else {
+        return Ok(());
+    };
+    if before.identifier().is_none() || identifiers::count_typed(tx, user).await? > 0 {
+        return Ok(());
+    }
+    let text = "is all that its owner has to sign in with";
+    let name = before.name();
+    Err(Error::precondition(Reason::LastIdentifier, name, text))
+}
+
 /// Makes what the account's owner is found by, and what is shown with the person, follow a change.
-/// Nobody is left without anything to sign in with.
 pub(super) async fn follow(
     tx: &mut Write,
     call: &Call,
@@ -497,6 +559,18 @@ pub(super) async fn follow(
     let Some(AccountId::User(user)) = account else {
         return Ok(());
     };
+    let lets_in =
+        |contact: &Contact| contact.serves(Purpose::Login) || contact.serves(Purpose::Recovery);
+    let had = before
+        .filter(|contact| lets_in(contact))
+        .map(|contact| &contact.value);
+    let has = after
+        .filter(|contact| lets_in(contact))
+        .map(|contact| &contact.value);
+    if had.is_some() && had != has {
+        // What was sent there must not let anybody in any more.
+        users::void_begun(tx, user).await?;
+    }
     let old = before.and_then(Contact::identifier);
     let new = after.and_then(Contact::identifier);
     if old != new {
@@ -506,11 +580,6 @@ pub(super) async fn follow(
         if let Some(old) = &old {
             let until = call.now.plus_s(call.app().config.retention.identifiers_s);
             identifiers::give_up(tx, user, old, until).await?;
-            if identifiers::count_typed(tx, user).await? == 0 {
-                let text = "is all that its owner has to sign in with";
-                let name = before.map(Contact::name).unwrap_or_default();
-                return Err(Error::precondition(Reason::LastIdentifier, name, text));
-            }
         }
     }
     contacts::note_primaries(tx, user).await?;

@@ -228,6 +228,9 @@ async fn send_reset(
     call: &Call,
     request: pb::CreatePasswordResetRequest,
 ) -> Result<pb::CreatePasswordResetResponse> {
+    if let Some(first) = call.first_answer().await? {
+        return Ok(first);
+    }
     let (who, asked) = match &request.account {
         Some(Account::Name(name)) => {
             let id = call.user("name", name)?;

@@ -128,8 +128,9 @@ impl pb::user_service_server::UserService for Users {
                 let credential = secrets::password_credential(&call, user.id);
                 credentials::insert(tx, &credential, Kept::Password(hash)).await?;
             }
+            let mut added = Vec::new();
             for contact in contacts.clone() {
-                contacts::add(tx, &call, contact).await?;
+                added.push(contacts::shown(&contacts::add(tx, &call, contact).await?));
             }
             let event = call
                 .event()
@@ -137,10 +138,13 @@ impl pb::user_service_server::UserService for Users {
                 .changed(given.iter().copied())
                 .detail("contacts", contacts.len());
             events::append(tx, &event).await?;
-            if contacts.is_empty() {
+            if added.is_empty() {
                 shown(&user, &call)
             } else {
-                shown(&users::get(tx, user.id).await?, &call)
+                pb::User {
+                    contacts: added,
+                    ..shown(&users::get(tx, user.id).await?, &call)
+                }
             }
         })?;
         Ok(Response::new(user))
@@ -560,6 +564,7 @@ fn shown(user: &User, call: &Call) -> pb::User {
         expire_time: convert::some_timestamp(state.expire_time),
         delete_time: convert::some_timestamp(state.delete_time),
         purge_time: convert::some_timestamp(state.purge_time),
+        contacts: Vec::new(),
     }
 }
 

@@ -86,6 +86,7 @@ impl Outcome {
             Self::Ended(End::Sent, _) => "sent",
             Self::Ended(End::Dead, _) => "dead",
             Self::Ended(End::Void, _) => "void",
+            Self::Ended(End::Dropped, _) => "dropped",
             Self::Later(..) => "later",
         }
     }
@@ -102,15 +103,26 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
     let Some(message) = message else {
         return ended(End::Dead, "cannot be decrypted");
     };
-    let Some((message, recipient)) = resolve(call, taken, message).await? else {
+    let Some(Found {
+        message,
+        recipient,
+        user,
+    }) = resolve(call, message).await?
+    else {
         return Ok(Outcome::Ended(End::Void, None));
     };
     if let Some(wait) = over_cap(call, taken, &recipient).await? {
         return if taken.kind.is_notice() {
             Ok(Outcome::Later(wait, "many to one address".to_owned()))
         } else {
-            ended(End::Void, "many to one address")
+            ended(End::Dropped, "many to one address")
         };
+    }
+    if let Some(user) = user
+        && !keep(call, taken, user, &message).await?
+    {
+        // Somebody else has it by now.
+        return Ok(Outcome::Later(0, "taken by another".to_owned()));
     }
     let Some(sender) = app.messenger.sender(recipient.channel) else {
         return ended(End::Dead, "there is no way of sending it any more");
@@ -141,17 +153,23 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
     })
 }
 
-/// Finds out who gets a message, if that is for now to say; `None` for nobody. What was found out stays, so
-/// that another try is the same message.
-async fn resolve(
-    call: &Call,
-    taken: &Taken,
+/// A message and who gets it.
+struct Found {
     message: Message,
-) -> Result<Option<(Message, Recipient)>> {
+    recipient: Recipient,
+    /// Who was found just now.
+    user: Option<UserId>,
+}
+
+/// Finds out who gets a message, if that is for now to say; `None` for nobody.
+async fn resolve(call: &Call, message: Message) -> Result<Option<Found>> {
     let (who, channel, purpose) = match &message.to {
         To::Address(recipient) => {
-            let recipient = recipient.clone();
-            return Ok(Some((message, recipient)));
+            return Ok(Some(Found {
+                recipient: recipient.clone(),
+                message,
+                user: None,
+            }));
         }
         To::Whoever {
             who,
@@ -187,18 +205,26 @@ async fn resolve(
         name: message::greeting(&user.profile.display_name),
         ..message
     };
-    let body = seal(call.app(), taken.id, &message)?;
-    let is_ours = transact!(
+    Ok(Some(Found {
+        message,
+        recipient,
+        user: Some(user.id),
+    }))
+}
+
+/// Keeps what was found out, so that another try is the same message; whether it is still ours.
+async fn keep(call: &Call, taken: &Taken, user: UserId, message: &Message) -> Result<bool> {
+    let body = seal(call.app(), taken.id, message)?;
+    transact!(
         attempts(call),
         attempts | tx | {
-            let is_ours = messages::resolve(tx, taken, account, &body).await?;
+            let is_ours = messages::resolve(tx, taken, user.into(), &body).await?;
             if is_ours && message.kind == Kind::PasswordReset {
-                allow_reset(tx, call, user.id, taken, &message).await?;
+                allow_reset(tx, call, user, taken, message).await?;
             }
             is_ours
         }
-    )?;
-    Ok(is_ours.then_some((message, recipient)))
+    )
 }
 
 /// Makes the code in a message one that sets a new password.
@@ -212,8 +238,7 @@ async fn allow_reset(
     let digest = message
         .unlocks
         .ok_or_else(|| Error::internal("a reset without a code"))?;
-    // One at a time: a lost code is good for nobody once there is another.
-    password_resets::delete_all(tx, user).await?;
+    // Beside those before, of which strangers must not rob the owner; one that is used ends all.
     password_resets::insert(tx, &digest, user, call.now, taken.expire_time).await?;
     let event = call.event_of("credential.password_reset_sent");
     events::append(tx, &event.about_account(user)).await?;
@@ -227,9 +252,9 @@ async fn over_cap(call: &Call, taken: &Taken, to: &Recipient) -> Result<Option<i
     }
     let app = call.app();
     let subject = if taken.kind.is_notice() {
-        Subject::Notices(to.address.clone())
+        Subject::Notices(to.key())
     } else {
-        Subject::Messages(to.address.clone())
+        Subject::Messages(taken.kind, to.key())
     };
     let key = subject.key(&app.keys.throttle_keys);
     let rule = app.config.message_throttle();

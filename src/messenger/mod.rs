@@ -57,6 +57,9 @@ pub struct Messenger {
     wake: Notify,
     /// Whether so many wait that nobody may ask for more.
     is_full: AtomicBool,
+    /// For those that are being sent.
+    places: Arc<Semaphore>,
+    max_at_once: u32,
 }
 
 #[derive(Clone)]
@@ -121,6 +124,8 @@ impl Messenger {
             )?,
             wake: Notify::new(),
             is_full: AtomicBool::new(false),
+            places: Arc::new(Semaphore::new(settings.max_at_once)),
+            max_at_once: u32::try_from(settings.max_at_once).unwrap_or(u32::MAX),
         })
     }
 
@@ -141,6 +146,12 @@ impl Messenger {
         self.wake.notify_one();
     }
 
+    /// Waits until nothing is being sent.
+    pub async fn idle(&self) {
+        // Nobody closes it.
+        let _ = self.places.acquire_many(self.max_at_once).await;
+    }
+
     const fn sender(&self, channel: Channel) -> Option<&Sender> {
         match channel {
             Channel::Email => self.email.as_ref(),
@@ -154,32 +165,41 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) {
     if !app.messenger.can_send(None) {
         return;
     }
+    let (counted, stopped) = (Arc::clone(app), stop.clone());
+    tokio::spawn(async move {
+        while !stopped.is_cancelled() {
+            note_backlog(&counted).await;
+            sleep(INTERVAL).await;
+        }
+    });
     let (app, stop) = (Arc::clone(app), stop.clone());
     tokio::spawn(async move {
-        let places = Arc::new(Semaphore::new(app.config.messages.max_at_once));
+        let places = Arc::clone(&app.messenger.places);
         let mut pace = Pace::new(app.config.messages.max_per_minute);
         loop {
             tokio::select! {
                 () = app.messenger.wake.notified() => {}
-                () = sleep(INTERVAL) => note_backlog(&app).await,
+                () = sleep(INTERVAL) => {}
                 () = stop.cancelled() => return,
             }
-            // A panic is reported by the runtime, and must not end what comes after it.
             while !stop.is_cancelled() && send_some(&app, &places, &mut pace).await {}
         }
     });
 }
 
-/// How many messages wait.
-pub async fn waiting(app: &Arc<App>) -> Result<i64> {
+/// How many messages wait: those that somebody has asked for, or notices as well.
+pub async fn waiting(app: &Arc<App>, with_notices: bool) -> Result<i64> {
     let call = Call::system(app, "");
-    Ok(messages::count_queued(&mut call.db().read().await?).await?)
+    let mut db = call.db().read().await?;
+    Ok(messages::count_queued(&mut db, with_notices).await?)
 }
 
 /// Notes whether so many messages wait that nobody may ask for more.
 async fn note_backlog(app: &Arc<App>) {
-    if let Ok(count) = waiting(app).await {
+    if let Ok(count) = waiting(app, true).await {
         app.metrics.messages_queued.set(count);
+    }
+    if let Ok(count) = waiting(app, false).await {
         let is_full = count >= app.config.messages.max_queued;
         app.messenger.is_full.store(is_full, Relaxed);
     }

@@ -85,7 +85,11 @@ impl Mailer {
             return Err(Failure::for_now("the mail server took too long"));
         };
         sent.map(drop).map_err(|error| {
-            let text = error.to_string();
+            // What the server says may hold the address.
+            let text = match error.status() {
+                Some(code) => format!("the mail server answered {code}"),
+                None => error.to_string(),
+            };
             match error.status() {
                 Some(code) if error.is_permanent() && !is_about_us(code) => Failure::for_good(text),
                 _ => Failure::for_now(text),

@@ -254,7 +254,11 @@ pub fn sample(kind: Kind, language: &str) -> Message {
         facts: Facts {
             code: text("12345678"),
             link: text("https://id.example/page#code=adcl_sample"),
-            minutes: 10,
+            minutes: if kind == Kind::ContactChanged {
+                10_080
+            } else {
+                10
+            },
             change: text("changed"),
             old: text("a…@example.org"),
             new: text("b…@example.org"),

@@ -3,7 +3,7 @@
 use super::{
     db::{Read, Write},
     error::Result,
-    sql::{account_kind, sql},
+    sql::{Row, account_kind, sql},
 };
 use crate::domain::{
     contact::Snapshot,
@@ -45,30 +45,51 @@ pub async fn find(db: &mut Read, digest: &Digest, now: Timestamp) -> Result<Opti
         "SELECT account_id, contact_id, account_kind, before, create_time, expire_time
          FROM contact_changes WHERE digest = $1 AND expire_time > $2"
     );
-    db.optional(sql.bind(&digest[..]).bind(now), |row| {
-        Ok(Change {
-            account: row.get_account("account_kind", "account_id")?,
-            contact: row.get("contact_id")?,
-            before: row.get_some_json("before")?,
-            create_time: row.get("create_time")?,
-            expire_time: row.get("expire_time")?,
-        })
-    })
-    .await
+    db.optional(sql.bind(&digest[..]).bind(now), change).await
 }
 
-/// Uses a token up, with those of later changes of the same contact: of all who come with one, one
-/// succeeds.
-pub async fn redeem(db: &mut Write, digest: &Digest, change: &Change) -> Result<bool> {
+/// The one place that says how a row becomes a change.
+fn change(row: &Row) -> Result<Change> {
+    Ok(Change {
+        account: row.get_account("account_kind", "account_id")?,
+        contact: row.get("contact_id")?,
+        before: row.get_some_json("before")?,
+        create_time: row.get("create_time")?,
+        expire_time: row.get("expire_time")?,
+    })
+}
+
+/// All changes of an account that can be taken back.
+pub async fn list(db: &mut Read, account: AccountId, now: Timestamp) -> Result<Vec<Change>> {
+    let sql = sql!(
+        "SELECT account_id, contact_id, account_kind, before, create_time, expire_time
+         FROM contact_changes WHERE account_id = $1 AND account_kind = $2 AND expire_time > $3"
+    );
+    let sql = sql.bind(account).bind(account_kind(account)).bind(now);
+    db.all(sql, change).await
+}
+
+/// Uses a token up: of all who come with it, one succeeds.
+pub async fn redeem(db: &mut Write, digest: &Digest) -> Result<bool> {
     let sql = sql!("DELETE FROM contact_changes WHERE digest = $1");
-    let is_taken = db.execute(sql.bind(&digest[..])).await? == 1;
+    Ok(db.execute(sql.bind(&digest[..])).await? == 1)
+}
+
+/// A change whose token was used up, and all of its account that came after it, the last first; nobody
+/// else takes them back.
+pub async fn redeem_later(db: &mut Write, first: &Change) -> Result<Vec<Change>> {
     let sql = sql!(
         "DELETE FROM contact_changes
-         WHERE account_id = $1 AND contact_id = $2 AND create_time >= $3"
-    );
-    let sql = sql.bind(change.account).bind(change.contact);
-    db.execute(sql.bind(change.create_time)).await?;
-    Ok(is_taken)
+         WHERE account_id = $1 AND account_kind = $2 AND create_time > $3
+         RETURNING account_id, contact_id, account_kind, before, create_time, expire_time"
+    )
+    .bind(first.account)
+    .bind(account_kind(first.account))
+    .bind(first.create_time);
+    let mut later = db.all(sql, change).await?;
+    later.sort_by_key(|change| std::cmp::Reverse(change.create_time));
+    later.push(first.clone());
+    Ok(later)
 }
 
 pub(super) async fn delete_all(db: &mut Write, account: AccountId) -> Result<()> {

@@ -47,6 +47,8 @@ pub enum End {
     Dead,
     /// There is nobody to send it to.
     Void,
+    /// Its address has had too many.
+    Dropped,
 }
 
 impl End {
@@ -55,6 +57,7 @@ impl End {
             Self::Sent => "SENT",
             Self::Dead => "DEAD",
             Self::Void => "VOID",
+            Self::Dropped => "DROPPED",
         }
     }
 }
@@ -152,10 +155,15 @@ pub async fn retry(db: &mut Write, taken: &Taken, next_time: Timestamp, error: &
     db.execute(sql.bind(next_time).bind(error)).await.map(drop)
 }
 
-/// How many wait.
-pub async fn count_queued(db: &mut Read) -> Result<i64> {
-    let sql = sql!("SELECT COUNT(*) AS n FROM messages WHERE state = 'QUEUED' AND next_time > $1");
-    db.one(sql.bind(Timestamp::EPOCH), |row| row.get("n")).await
+/// How many wait: those that somebody has asked for, or notices as well.
+pub async fn count_queued(db: &mut Read, with_notices: bool) -> Result<i64> {
+    let sql = sql!(
+        "SELECT COUNT(*) AS n FROM messages
+         WHERE state = 'QUEUED' AND next_time > $1
+            AND ($2 OR kind NOT IN ('contact_changed', 'password_changed'))"
+    );
+    let sql = sql.bind(Timestamp::EPOCH).bind(with_notices);
+    db.one(sql, |row| row.get("n")).await
 }
 
 /// A message that could not be sent, for operators.
@@ -187,10 +195,10 @@ pub async fn list_dead(db: &mut Read, limit: i64) -> Result<Vec<Dead>> {
 }
 
 /// Has messages sent again that could not be: all of them, or one; those that are of no use any more stay
-/// as they are. How many.
+/// as they are. How many. They have been counted for their addresses.
 pub async fn redrive(db: &mut Write, id: Option<MessageId>, now: Timestamp) -> Result<u64> {
     let sql = sql!(
-        "UPDATE messages SET state = 'QUEUED', attempts = 0, next_time = $2, finish_time = NULL
+        "UPDATE messages SET state = 'QUEUED', attempts = 1, next_time = $2, finish_time = NULL
          WHERE finish_time IS NOT NULL AND state = 'DEAD' AND expire_time > $2
             AND (id = $1 OR $1 IS NULL)"
     );

@@ -238,12 +238,6 @@ async fn change_contacts(operator: &Actor, mail: &MailServer, user: &str) {
         };
         contacts.delete_contact(request).await.expect("deleted");
     }
-    let (_, needs) = mail.next_to("a@example.org").await.link();
-    let request = pb::RevertContactRequest {
-        token: needs["token"].clone(),
-        ..Default::default()
-    };
-    contacts.revert_contact(request).await.expect("reverted");
     let request = pb::ReleaseIdentifierRequest {
         identifier: "B@example.org".to_owned(),
         ..Default::default()
@@ -253,6 +247,12 @@ async fn change_contacts(operator: &Actor, mail: &MailServer, user: &str) {
         .release_identifier(request)
         .await
         .expect("released");
+    let (_, needs) = mail.next_to("a@example.org").await.link();
+    let request = pb::RevertContactRequest {
+        token: needs["token"].clone(),
+        ..Default::default()
+    };
+    contacts.revert_contact(request).await.expect("reverted");
 }
 
 /// Everything a filter shows, page by page.

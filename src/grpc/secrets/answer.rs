@@ -5,16 +5,17 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    charge::{self, Payer, Tries, attempted},
+    charge::{self, Asked, Payer, Tries, attempted},
     totp,
 };
 use crate::{
     domain::{
         assurance::Factor,
         challenge::{self, Challenge, Purpose},
-        contact::MAX_CONTACTS,
+        contact::{self, Contact, MAX_CONTACTS},
         credential::{Kind, Parameters},
         error::{Error, Reason, Result},
+        message::{self, Channel, Recipient},
         name::{CredentialId, UserId},
         passkey::{self, Passkey},
         recovery_code::{self, RecoveryCode},
@@ -95,8 +96,17 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
         let mut db = call.db().read().await?;
         let contacts = contacts::list(&mut db, id.into(), None, None, MAX_CONTACTS).await?;
         drop(db);
+        let is_asked = |contact: &&Contact| {
+            let channel = match factor {
+                Factor::SmsCode => Channel::Sms,
+                _ => Channel::Email,
+            };
+            contact.serves(contact::Purpose::Login) && Channel::of(contact.kind()) == Some(channel)
+        };
+        let asked_at = contacts.iter().filter(is_asked).filter_map(Recipient::of);
         let (asked, address) = (sign_in.identifier.clone(), address(call, &challenge));
-        charge::received(call, asked, &contacts, address).await?;
+        let (asked, kind) = (Asked::Message(asked), message::Kind::SignInCode);
+        charge::received(call, asked, kind, asked_at, address).await?;
     }
     Ok(Answered {
         challenge,

@@ -7,10 +7,9 @@ use uuid::Uuid;
 use crate::{
     domain::{
         challenge,
-        contact::Contact,
         error::{Error, Reason, Result},
         event::Event,
-        message::Recipient,
+        message::{self, Recipient},
         name::{AccountId, ContactId},
         network,
         secret::Digest,
@@ -176,18 +175,29 @@ pub(in crate::grpc) enum Asked {
     Question(String),
 }
 
+impl Asked {
+    /// Messages that prove contacts of an account, whichever.
+    pub(in crate::grpc) fn of_account(account: AccountId) -> Self {
+        Self::Message(format!("contacts of {account}"))
+    }
+}
+
 /// Forgets that messages were asked for: one of them has come to the right person.
 pub(super) async fn received(
     call: &Call,
-    asked: String,
-    contacts: &[Contact],
+    asked: Asked,
+    kind: message::Kind,
+    at: impl IntoIterator<Item = Recipient>,
     address: Option<IpAddr>,
 ) -> Result<()> {
-    let addresses = contacts.iter().filter_map(Recipient::of);
-    let addresses = addresses.map(|recipient| Subject::Messages(recipient.address));
+    let asked = match asked {
+        Asked::Message(asked) => Subject::Asking(asked),
+        Asked::Question(asked) => Subject::Questions(asked),
+    };
+    let addresses = at.into_iter().map(|it| Subject::Messages(kind, it.key()));
     let rule = call.app().config.message_throttle();
     let charges: Vec<Charge> = addresses
-        .chain([Subject::Asking(asked)])
+        .chain([asked])
         .map(|subject| (subject, rule))
         .chain(network_charge(call, address))
         .collect();

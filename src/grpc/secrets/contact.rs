@@ -1,10 +1,11 @@
 //! Codes and links that prove a contact.
 
-use super::charge::{self, Payer, Tries, attempted};
+use super::charge::{self, Asked, Payer, Tries, attempted};
 use crate::{
     domain::{
         contact::{self, Contact, Method, Value},
-        error::{Reason, Result},
+        error::{Error, Reason, Result},
+        message::{self, Recipient},
         secret::{self, Digest, Kind, Secret},
         throttle::Subject,
     },
@@ -52,7 +53,11 @@ pub(in crate::grpc) async fn contact_code(
         };
     }
     let payer = Payer {
-        subject: Subject::Contact(id),
+        // However often the contact is made anew.
+        subject: match value.identifier() {
+            Some(identifier) => Subject::Contact(account, identifier),
+            None => return Err(Error::internal("a contact that cannot be proven")),
+        },
         rule: call.app().config.second_factor_throttle(),
         device: None,
         // A frontend answers for many people.
@@ -67,11 +72,9 @@ pub(in crate::grpc) async fn contact_code(
     match kept.filter(|kept| secret::equal(&digest, &kept.digest)) {
         Some(kept) => {
             charge::refund(call, &charged).await?;
-            let proven = Contact {
-                value: value.clone(),
-                ..contact.clone()
-            };
-            charge::received(call, contact.name(), &[proven], None).await?;
+            let asked = Asked::of_account(account);
+            let kind = message::Kind::ContactCode;
+            charge::received(call, asked, kind, Recipient::at(value), None).await?;
             let method = if kept.is_returned {
                 Method::ReturnedCode
             } else {
