@@ -8,6 +8,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     app::App,
@@ -25,7 +26,7 @@ use crate::{
         challenges, client_assertions, contact_changes, contact_codes, credentials,
         db::{Read, Write},
         events, grants, identifiers, leases, messages, meta, password_resets, requests, sessions,
-        system_accounts, throttles, tokens, transact, users,
+        system_accounts, throttles, tokens, transact, user_names, users,
     },
     tls::Tls,
 };
@@ -172,6 +173,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
     for (table, before) in old {
         noted(table, forget(&call, table, before).await);
     }
+    noted("what people are found by", complete_users(app).await);
     noted("suspensions", end_suspensions(app).await);
     noted("seals", reseal(app).await);
     noted("accounts without an owner", suspend_ownerless(app).await);
@@ -242,6 +244,44 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Grants => grants::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
+}
+
+/// Gives people of earlier builds names to be found by, and takes what their usernames look like; once. Of
+/// two that look alike already the first has it.
+async fn complete_users(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "");
+    let done = meta::find(&mut call.db().read().await?, meta::FOUND_BY_ALL).await?;
+    if done.is_some() {
+        return Ok(());
+    }
+    let mut after = UserId(Uuid::nil());
+    loop {
+        let users = users::list_from(&mut call.db().read().await?, after, BATCH).await?;
+        let Some(last) = users.last() else { break };
+        after = last.id;
+        transact!(call.db(), |tx| {
+            for user in &users {
+                complete_user(tx, user.id, call.now).await?;
+            }
+        })?;
+    }
+    transact!(call.db(), |tx| {
+        meta::insert(tx, meta::FOUND_BY_ALL, "yes").await?;
+    })
+}
+
+async fn complete_user(tx: &mut Write, id: UserId, now: Timestamp) -> Result<()> {
+    let Some(user) = users::find(tx, id).await? else {
+        return Ok(());
+    };
+    user_names::replace(tx, &user).await?;
+    for identifier in user.profile.identifiers() {
+        match identifiers::claim(tx, id, &identifier, now).await {
+            Ok(()) | Err(Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Writes down that suspensions whose time is over have ended, which they have done by themselves.

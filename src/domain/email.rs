@@ -4,9 +4,9 @@
 //! spellings are one identifier, and the key of a key is itself.
 
 use email_address::{EmailAddress, Options};
-use icu_casemap::CaseMapper;
 use precis_profiles::{UsernameCaseMapped, precis_core::profile::PrecisFastInvocation};
-use unicode_normalization::UnicodeNormalization as _;
+
+use super::text;
 
 /// Most bytes of an address, and of what stands before the `@` (RFC 5321 section 4.5.3.1, erratum 1690).
 const MAX_BYTES: usize = 254;
@@ -54,15 +54,13 @@ impl Email {
     }
 }
 
-fn key(text: &str) -> Option<String> {
-    let (local, domain) = text.rsplit_once('@')?;
+fn key(typed: &str) -> Option<String> {
+    let (local, domain) = typed.rsplit_once('@')?;
     let domain = idna::domain_to_ascii_strict(domain).ok()?;
-    if text.len() > MAX_BYTES || local.len() > MAX_LOCAL_BYTES || !is_plain(local, &domain) {
+    if typed.len() > MAX_BYTES || local.len() > MAX_LOCAL_BYTES || !is_plain(local, &domain) {
         return None;
     }
-    let local: String = local.nfkc().collect();
-    let local = CaseMapper::new().fold_string(&local);
-    let local: String = local.nfkc().collect();
+    let local = text::fold(local);
     // Nothing that cannot be seen, and no letters that change their direction.
     UsernameCaseMapped::enforce(local.as_str()).ok()?;
     Some(format!("{local}@{domain}"))

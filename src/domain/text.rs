@@ -1,4 +1,7 @@
-//! Free text that people write: how much of it, and which characters.
+//! Free text that people write: how much of it, and which characters; and how it is compared.
+
+use icu_casemap::CaseMapper;
+use unicode_normalization::UnicodeNormalization as _;
 
 /// Text of at most `max` characters without control characters, except line breaks where `lines`.
 ///
@@ -31,6 +34,19 @@ pub fn required_line(text: &str, max: usize) -> Result<String, String> {
     } else {
         line(text, max)
     }
+}
+
+/// As compared without regard to case and width: NFKC, folded (Unicode chapter 3.13); of itself, itself.
+pub fn fold(text: &str) -> String {
+    let text: String = text.nfkc().collect();
+    CaseMapper::new().fold_string(&text).nfkc().collect()
+}
+
+/// A name as it is searched for: folded, with single spaces.
+pub fn name_key(name: &str) -> String {
+    let folded = fold(name);
+    let words: Vec<&str> = folded.split_whitespace().collect();
+    words.join(" ")
 }
 
 /// BCP 47, in its canonical letter case; empty stays empty.
@@ -66,6 +82,17 @@ mod tests {
         assert!(lines("a\nb", 10).is_ok());
         assert!(lines("a\rb", 10).is_err());
         assert!(required_line(" ", 10).is_err());
+    }
+
+    #[test]
+    fn names_are_compared_without_case_width_and_spaces() {
+        assert_eq!(name_key("  Ann   MÜLLER "), "ann müller");
+        assert_eq!(name_key("Ａｎｎ"), "ann");
+        assert_eq!(name_key("STRASSER"), name_key("Straßer"));
+        for c in (0..=0x10_ffff).filter_map(char::from_u32) {
+            let once = fold(&c.to_string());
+            assert_eq!(fold(&once), once, "{c:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    account::Lifecycle, identifier::Identifier, name::UserId, time::Timestamp, username::Username,
+    account::Lifecycle, identifier::Identifier, name::UserId, text, time::Timestamp,
+    username::Username,
 };
 
 /// Most external ids of one user.
@@ -49,6 +50,31 @@ pub struct Profile {
     pub attributes: String,
     /// A JSON object, or empty.
     pub admin_attributes: String,
+}
+
+/// A name that people are searched by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameKind {
+    Display,
+    Given,
+    Family,
+}
+
+impl NameKind {
+    pub const ALL: [Self; 3] = [Self::Display, Self::Given, Self::Family];
+
+    /// As stored, and as fields and filters call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Display => "display_name",
+            Self::Given => "given_name",
+            Self::Family => "family_name",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// One field set to a new value.
@@ -137,6 +163,15 @@ impl User {
 }
 
 impl Profile {
+    /// A name as it is searched for; empty for none.
+    pub fn name_key(&self, kind: NameKind) -> String {
+        text::name_key(match kind {
+            NameKind::Display => &self.display_name,
+            NameKind::Given => &self.given_name,
+            NameKind::Family => &self.family_name,
+        })
+    }
+
     /// What the person is found by, but for contacts.
     pub fn identifiers(&self) -> Vec<Identifier> {
         let username = self.username.iter().flat_map(Username::identifiers);

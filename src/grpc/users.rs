@@ -14,22 +14,24 @@ use crate::{
     domain::{
         account::{self, State},
         contact::{self, Contact},
+        email::Email,
         error::{Error, Fields, Result},
         filter::{self, Operator, Term},
         foreign_hash::ForeignHash,
         identifier::{self, Identifier},
         name::{self, UserId},
         page,
+        phone::Phone,
         session::EndReason,
         text,
         time::Timestamp,
-        user::{Edit, MAX_EXTERNAL_IDS, MAX_NAME, User, WRITABLE},
+        user::{Edit, MAX_EXTERNAL_IDS, MAX_NAME, NameKind, User, WRITABLE},
         username::{self, Username},
     },
     store::{
         credentials::{self, Kept},
         db::{Isolation, Write},
-        events, identifiers, sessions,
+        events, identifiers, sessions, user_names,
         users::{self, Cursor, Order, Query},
     },
 };
@@ -238,7 +240,8 @@ impl pb::user_service_server::UserService for Users {
         let rows = users::list(&mut db, &query, after.as_ref(), limit + 1)
             .await
             .map_err(Error::from)?;
-        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
+        let cursor = |user: &User| Cursor::after(user, query.order);
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, cursor)?;
         let users = rows.iter().map(|user| shown(user, &call)).collect();
         Ok(Response::new(pb::ListUsersResponse {
             users,
@@ -280,6 +283,9 @@ impl pb::user_service_server::UserService for Users {
                 }
                 let event = call.event().about_account(id);
                 events::append(tx, &event.changed(paths.iter().copied())).await?;
+                if paths.iter().any(|path| NameKind::parse(path).is_some()) {
+                    user_names::replace(tx, &user).await?;
+                }
             }
             shown(&user, &call)
         })?;
@@ -573,6 +579,11 @@ fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
     let offered = &[
         ("state", filter::EQUAL),
         ("username", filter::EQUAL),
+        ("display_name", filter::EQUAL),
+        ("given_name", filter::EQUAL),
+        ("family_name", filter::EQUAL),
+        ("email", filter::EQUAL),
+        ("phone", filter::EQUAL),
         ("create_time", filter::ORDER),
     ];
     let order = match order_by {
@@ -593,22 +604,68 @@ fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
         state: None,
         show_deleted,
         created: (Timestamp::EPOCH, Timestamp::MAX),
-        usernames: (String::new(), END_OF_NAMES.to_owned()),
+        keys: (String::new(), END_OF_NAMES.to_owned()),
     };
+    let mut searched = None;
     for term in filter::parse(filter, offered)? {
-        match term.field {
+        let (order, keys) = match term.field {
             "state" => {
                 let state = State::parse(&term.value);
                 query.state = Some(filter::value(&term, state, "ACTIVE, SUSPENDED or DELETED")?);
+                continue;
             }
-            "username" => {
-                query.usernames = usernames(&term)?;
-                query.order = Order::Username;
+            "create_time" => {
+                filter::bound(&term, &mut query.created)?;
+                continue;
             }
-            _ => filter::bound(&term, &mut query.created)?,
+            "username" => (Order::Username, usernames(&term)?),
+            "email" => {
+                let email = Email::parse(&term.value).ok();
+                let email = filter::value(&term, email, "an e-mail address")?;
+                let key = email.key().to_owned();
+                (Order::Contact(contact::Kind::Email), (key.clone(), key))
+            }
+            "phone" => {
+                let phone = Phone::parse(&term.value).ok();
+                let phone = filter::value(&term, phone, "a phone number with its country")?;
+                let key = phone.e164().to_owned();
+                (Order::Contact(contact::Kind::Phone), (key.clone(), key))
+            }
+            name => {
+                let kind = NameKind::parse(name);
+                let kind = kind.ok_or_else(|| Error::internal("a field that is not offered"))?;
+                (Order::Name(kind), names(&term))
+            }
+        };
+        if let Some(other) = searched.replace(term.field) {
+            let text = format!(
+                "names `{other}` and `{}`, of which it can name one",
+                term.field
+            );
+            return Err(Error::invalid(
+                crate::domain::error::Reason::InvalidFilter,
+                "filter",
+                text,
+            ));
         }
+        (query.order, query.keys) = (order, keys);
     }
     Ok(query)
+}
+
+/// The first and last key that a name or the beginning of one `ann*` stands for.
+fn names(term: &Term) -> (String, String) {
+    match term.value.strip_suffix('*') {
+        Some(prefix) => {
+            let key = text::fold(prefix).trim_start().to_owned();
+            let last = format!("{key}{END_OF_NAMES}");
+            (key, last)
+        }
+        None => {
+            let key = text::name_key(&term.value);
+            (key.clone(), key)
+        }
+    }
 }
 
 /// Sorts after every username.

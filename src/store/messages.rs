@@ -205,6 +205,12 @@ pub async fn redrive(db: &mut Write, id: Option<MessageId>, now: Timestamp) -> R
     db.execute(sql.bind(id).bind(now)).await
 }
 
+/// Removes the messages of an account that is gone.
+pub(super) async fn delete_all(db: &mut Write, account: AccountId) -> Result<()> {
+    let sql = sql!("DELETE FROM messages WHERE account_id = $1");
+    db.execute(sql.bind(account)).await.map(drop)
+}
+
 /// Forgets messages that ended before `before`.
 pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
     let sql = sql!(

@@ -9,6 +9,9 @@ use super::{
 /// Says which master key the database belongs to.
 pub const MASTER_KEY_CHECK: &str = "master_key_check";
 
+/// Says that everybody has what people are found by in this build.
+pub const FOUND_BY_ALL: &str = "found_by_all";
+
 pub async fn find(db: &mut Read, name: &str) -> Result<Option<String>> {
     let sql = sql!("SELECT value FROM meta WHERE name = $1").bind(name);
     db.optional(sql, |row| row.get("value")).await

@@ -33,6 +33,7 @@ mod sqlite;
 pub mod system_accounts;
 pub mod throttles;
 pub mod tokens;
+pub mod user_names;
 pub mod users;
 
 pub(crate) use db::transact;

@@ -335,6 +335,7 @@ pub async fn purge(db: &mut Write, id: SystemAccountId, now: Timestamp) -> Resul
     }
     super::credentials::delete_all(db, id.into()).await?;
     super::contacts::delete_all(db, id.into()).await?;
+    super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
     Ok(true)
 }

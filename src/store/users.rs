@@ -8,15 +8,17 @@ use super::{
     error::{Error as StoreError, OnDuplicate as _, Result},
     identifiers,
     sql::{Row, Sql, sql},
+    user_names,
 };
 use crate::domain::{
     account::{Lifecycle, State},
+    contact,
     error::{self, Error},
     identifier::{Identifier, Kind},
     name::{CredentialId, UserId},
     password::PasswordHash,
     time::Timestamp,
-    user::{Profile, User},
+    user::{NameKind, Profile, User},
     username::Username,
 };
 
@@ -185,8 +187,8 @@ pub struct Query {
     pub show_deleted: bool,
     /// First and last `create_time`.
     pub created: (Timestamp, Timestamp),
-    /// First and last canonical username.
-    pub usernames: (String, String),
+    /// First and last key of what the order is by: a username, a name.
+    pub keys: (String, String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,26 +196,31 @@ pub enum Order {
     CreateTime,
     CreateTimeDescending,
     Username,
+    Name(NameKind),
+    /// Those who have one address or number, proven or not: the first key.
+    Contact(contact::Kind),
 }
 
 /// Where a page ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cursor {
     time: i64,
-    username: String,
+    key: String,
     id: Uuid,
 }
 
 impl Cursor {
-    pub fn after(user: &User) -> Self {
+    pub fn after(user: &User, order: Order) -> Self {
+        let username = user.profile.username.as_ref();
         Self {
             time: user.create_time.micros(),
-            username: user
-                .profile
-                .username
-                .as_ref()
-                .map_or("", Username::key)
-                .to_owned(),
+            key: match order {
+                Order::Name(kind) => user.profile.name_key(kind),
+                Order::Username => username.map_or("", Username::key).to_owned(),
+                Order::Contact(_) | Order::CreateTime | Order::CreateTimeDescending => {
+                    String::new()
+                }
+            },
             id: user.id.0,
         }
     }
@@ -229,12 +236,10 @@ pub async fn list(
     let state = query.state.map(State::name);
     let sql = match (query.order, state) {
         (Order::Username, _) => {
-            // One bound below, so that both engines begin where the page begins. No id is nil. The sums
+            // One bound below, so that both engines begin where the page begins. The sums
             // keep PostgreSQL from reading all users by their times, which it would rather do when it plans
             // for any values.
-            let first = (query.usernames.0.as_str(), Uuid::nil());
-            let after = after.map(|cursor| (cursor.username.as_str(), cursor.id));
-            let (username, id) = after.map_or(first, |after| after.max(first));
+            let (username, id) = begin(query, after);
             sql!(
                 "SELECT ",
                 columns!(),
@@ -246,12 +251,14 @@ pub async fn list(
             )
             .bind(username)
             .bind(id)
-            .bind(query.usernames.1.as_str())
+            .bind(query.keys.1.as_str())
             .bind(query.created.0)
             .bind(last)
             .bind(state)
             .bind(query.show_deleted || state.is_some())
         }
+        (Order::Name(kind), _) => by_name(query, kind, after),
+        (Order::Contact(kind), _) => by_contact(query, kind, after),
         (Order::CreateTime, None) => {
             let (time, id) = ascending(after, first);
             sql!(
@@ -314,6 +321,55 @@ pub async fn list(
     db.page(sql.bind(limit), user).await
 }
 
+fn by_name(query: &Query, kind: NameKind, after: Option<&Cursor>) -> Sql {
+    let (key, id) = begin(query, after);
+    let state = query.state.map(State::name);
+    sql!(
+        "SELECT ",
+        columns!(),
+        " FROM user_names n JOIN users u ON u.id = n.user_id
+          WHERE n.kind = $1 AND (n.name_key, n.user_id) > ($2, $3) AND n.name_key <= $4
+            AND u.create_time + 0 >= $5 AND u.create_time + 0 <= $6
+            AND (u.state = $7 OR $7 IS NULL) AND ($8 OR u.state <> 'DELETED')
+          ORDER BY n.name_key, n.user_id LIMIT $9"
+    )
+    .bind(kind.name())
+    .bind(key)
+    .bind(id)
+    .bind(query.keys.1.as_str())
+    .bind(query.created.0)
+    .bind(query.created.1)
+    .bind(state)
+    .bind(query.show_deleted || state.is_some())
+}
+
+fn by_contact(query: &Query, kind: contact::Kind, after: Option<&Cursor>) -> Sql {
+    let state = query.state.map(State::name);
+    sql!(
+        "SELECT ",
+        columns!(),
+        " FROM contacts c JOIN users u ON u.id = c.account_id
+          WHERE c.kind = $1 AND c.value_key = $2 AND c.account_id > $3
+            AND u.create_time + 0 >= $4 AND u.create_time + 0 <= $5
+            AND (u.state = $6 OR $6 IS NULL) AND ($7 OR u.state <> 'DELETED')
+          ORDER BY c.account_id LIMIT $8"
+    )
+    .bind(kind.name())
+    .bind(query.keys.0.as_str())
+    .bind(after.map_or(Uuid::nil(), |cursor| cursor.id))
+    .bind(query.created.0)
+    .bind(query.created.1)
+    .bind(state)
+    .bind(query.show_deleted || state.is_some())
+}
+
+/// Where a page of keys starts. No id is nil.
+fn begin<'a>(query: &'a Query, after: Option<&'a Cursor>) -> (&'a str, Uuid) {
+    let first = (query.keys.0.as_str(), Uuid::nil());
+    let after = after.map(|cursor| (cursor.key.as_str(), cursor.id));
+    after.map_or(first, |after| after.max(first))
+}
+
 /// Where an ascending page starts: after the last row, or just before the first time.
 fn ascending(after: Option<&Cursor>, first: Timestamp) -> (i64, Uuid) {
     after.map_or((first.micros() - 1, Uuid::max()), |cursor| {
@@ -351,7 +407,7 @@ pub async fn insert(db: &mut Write, user: &User) -> error::Result<()> {
     for identifier in user.profile.identifiers() {
         identifiers::claim(db, user.id, &identifier, user.create_time).await?;
     }
-    Ok(())
+    Ok(user_names::insert(db, user).await?)
 }
 
 /// Inserts many users and their identifiers, which are nobody's yet; their ids are new ones of ours.
@@ -361,7 +417,19 @@ pub async fn insert_all(db: &mut Write, users: &[User]) -> Result<()> {
         let identifiers = user.profile.identifiers().into_iter();
         identifiers.map(|identifier| identifiers::row(user.id, &identifier))
     });
-    db.insert_all(rows.collect()).await
+    db.insert_all(rows.collect()).await?;
+    db.insert_all(users.iter().flat_map(user_names::rows).collect())
+        .await
+}
+
+/// Users from before there were looks of usernames and names to search by, from an id on.
+pub async fn list_from(db: &mut Read, after: UserId, limit: i64) -> Result<Vec<User>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM users u WHERE u.id > $1 ORDER BY u.id LIMIT $2"
+    );
+    db.page(sql.bind(after).bind(limit), user).await
 }
 
 fn row(user: &User) -> Sql {
@@ -495,6 +563,7 @@ pub async fn purge(db: &mut Write, id: UserId, now: Timestamp, until: Timestamp)
         .await?;
     super::credentials::delete_all(db, id.into()).await?;
     super::contacts::delete_all(db, id.into()).await?;
+    super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
     Ok(true)
 }

@@ -10,8 +10,9 @@ use pb::{
 use prost_types::FieldMask;
 use tonic::Status;
 
-use crate::harness::{
-    Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password,
+use crate::{
+    contacts,
+    harness::{Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password},
 };
 
 on_both_engines! {
@@ -88,6 +89,57 @@ on_both_engines! {
         operator.create_user(named("alice")).await.expect("free again");
         assert_refused(operator.users().release_identifier(release).await, Reason::NotFound);
         assert_eq!(server.events("user.purged").await[0].account, alice.name);
+    }
+
+    async fn people_are_found_by_name_address_and_number(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let person = |display: &str, given: &str, family: &str| pb::User {
+            display_name: display.to_owned(),
+            given_name: given.to_owned(),
+            family_name: family.to_owned(),
+            ..Default::default()
+        };
+        let mut names = Vec::new();
+        for (display, given, family) in [("Ann Müller", "Ann", "Müller"), ("ANN  MÜLLER", "Anna", ""), ("Bob Müllhaupt", "Bob", "Müllhaupt"), ("Zoë", "", "")] {
+            names.push(operator.create_user(person(display, given, family)).await.expect("created").name);
+        }
+        for (user, address) in [(0, "Ann@Example.org"), (1, "other@example.org"), (2, "ann@example.org")] {
+            let contact = contacts::email(address, &[]);
+            operator.create_contact(&names[user], contact).await.expect("created");
+        }
+        operator.create_contact(&names[3], contacts::phone("+41446681800", &[])).await.expect("created");
+        let found = async |filter: &str, size: i32| {
+            let (mut found, mut page_token) = (Vec::new(), String::new());
+            loop {
+                let request = pb::ListUsersRequest { filter: filter.to_owned(), page_size: size, page_token, ..Default::default() };
+                let page = operator.users().list_users(request).await.expect(filter).into_inner();
+                found.extend(page.users.iter().map(|user| names.iter().position(|name| *name == user.name).expect("known")));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    found.sort_unstable();
+                    return found;
+                }
+            }
+        };
+        for size in [1, 50] {
+            assert_eq!(found("display_name = \"ann müller\"", size).await, [0, 1]);
+            assert_eq!(found("display_name = \"ann*\"", size).await, [0, 1]);
+            assert_eq!(found("family_name = \"MU\u{308}LL*\"", size).await, [0, 2]);
+            assert_eq!(found("given_name = \"ann\"", size).await, [0]);
+            assert_eq!(found("display_name = \"*\" AND state = ACTIVE", size).await, [0, 1, 2, 3]);
+            assert_eq!(found("email = \"ANN@example.org\"", size).await, [0, 2]);
+            assert_eq!(found("phone = \"+41 44 668 18 00\"", size).await, [3]);
+            assert!(found("email = \"nobody@example.org\"", size).await.is_empty());
+        }
+        for bad in ["email = \"ann\"", "phone = \"044\"", "display_name = \"a\" AND email = \"a@b.org\"", "display_name > \"a\""] {
+            let request = pb::ListUsersRequest { filter: bad.to_owned(), ..Default::default() };
+            assert_refused(operator.users().list_users(request).await, Reason::InvalidFilter);
+        }
+        let renamed = pb::User { name: names[3].clone(), display_name: "Ann Zoë".to_owned(), ..Default::default() };
+        update(&operator, renamed, &["display_name"]).await.expect("updated");
+        assert_eq!(found("display_name = \"ann*\"", 50).await, [0, 1, 3]);
+        assert!(found("display_name = \"zoë\"", 50).await.is_empty());
     }
 
     async fn an_update_changes_what_its_mask_names_and_nothing_else(engine: Engine) {
@@ -373,7 +425,7 @@ on_both_engines! {
         let everybody = operator.users().list_users(request).await.expect("a list").into_inner();
         assert_eq!(everybody.users.len(), 5);
 
-        for bad in ["display_name = x", "state = ALIVE", "username > a", "create_time = now", "state = ACTIVE OR state = DELETED"] {
+        for bad in ["nickname = x", "state = ALIVE", "username > a", "create_time = now", "state = ACTIVE OR state = DELETED"] {
             let request = pb::ListUsersRequest { filter: bad.to_owned(), ..Default::default() };
             assert_refused(operator.users().list_users(request).await, Reason::InvalidFilter);
         }

@@ -76,7 +76,7 @@ const CRATES: [(&str, &[&str]); 34] = [
     ("minijinja", &["messenger/templates.rs"]),
     ("celes", &["domain/postal_address.rs"]),
     ("email_address", &["domain/email.rs"]),
-    ("icu_casemap", &["domain/email.rs"]),
+    ("icu_casemap", &["domain/text.rs"]),
     ("idna", &["domain/email.rs"]),
     ("phonenumber", &["domain/phone.rs"]),
 ];
