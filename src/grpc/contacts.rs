@@ -110,6 +110,9 @@ impl pb::contact_service_server::ContactService for Contacts {
         request: Request<pb::UpdateContactRequest>,
     ) -> Reply<pb::Contact> {
         let (call, request) = Call::enter(&self.app, request).await?;
+        if let Some(first) = call.first_answer().await? {
+            return Ok(Response::new(first));
+        }
         let input = request.contact.unwrap_or_default();
         let (account, id) = call.child("contact.name", &input.name, "contacts")?;
         let id = ContactId(id);

@@ -44,8 +44,7 @@ pub struct Templates {
     service: String,
 }
 
-/// A message as its recipient sees it.
-#[derive(Debug, PartialEq, Eq)]
+/// A message as its recipient sees it, codes and all: not to be printed.
 pub enum Rendered {
     Mail {
         subject: String,

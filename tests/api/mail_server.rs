@@ -125,8 +125,10 @@ pub enum Manner {
     Says(&'static str),
     /// Answers this to whoever authenticates.
     Refuses(&'static str),
-    /// Takes it and never says so.
+    /// Reads it and says nothing.
     IsSilent,
+    /// Answers this to the recipient.
+    RefusesRecipient(&'static str),
     /// Offers no TLS.
     IsPlain,
 }
@@ -139,6 +141,8 @@ pub struct MailServer {
 
 struct Shared {
     mails: Mutex<Vec<Mail>>,
+    /// Those besides that were offered and not taken.
+    refused: Mutex<Vec<Mail>>,
     /// How many of them a test has looked at.
     seen: Mutex<usize>,
     manner: Mutex<Manner>,
@@ -162,6 +166,7 @@ impl MailServer {
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             mails: Mutex::default(),
+            refused: Mutex::default(),
             seen: Mutex::default(),
             manner: Mutex::new(Manner::Takes),
             logins: Mutex::default(),
@@ -209,6 +214,11 @@ impl MailServer {
     /// The names and passwords of those who authenticated.
     pub fn logins(&self) -> Vec<String> {
         self.shared.logins.lock().expect("not poisoned").clone()
+    }
+
+    /// Everything that was offered and not taken.
+    pub fn refused(&self) -> Vec<Mail> {
+        self.shared.refused.lock().expect("not poisoned").clone()
     }
 
     /// Everything that came.
@@ -326,13 +336,30 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             "250 ok\r\n".to_owned()
         } else if let Some(to) = path("RCPT TO:") {
             mail.to.push(to);
-            "250 ok\r\n".to_owned()
+            match manner {
+                Manner::RefusesRecipient(answer) => format!("{answer}\r\n"),
+                _ => "250 ok\r\n".to_owned(),
+            }
         } else if command == "DATA" {
             stream.write_all(b"354 go ahead\r\n").await?;
             mail.data = data(stream).await?;
             match manner {
-                Manner::Says(answer) => format!("{answer}\r\n"),
-                Manner::IsSilent => std::future::pending().await,
+                Manner::Says(answer) => {
+                    shared
+                        .refused
+                        .lock()
+                        .expect("not poisoned")
+                        .push(mail.clone());
+                    format!("{answer}\r\n")
+                }
+                Manner::IsSilent => {
+                    shared
+                        .refused
+                        .lock()
+                        .expect("not poisoned")
+                        .push(mail.clone());
+                    std::future::pending().await
+                }
                 _ => {
                     shared
                         .mails

@@ -582,7 +582,10 @@ on_both_engines! {
             assert_eq!(mail.mails().len(), round, "{manner:?}");
             mail.behave(Manner::Takes);
             server.advance_s(15);
-            mail.next().await;
+            let taken = mail.next().await;
+            if let Some(refused) = mail.refused().get(round) {
+                assert_eq!(refused.header("Message-ID"), taken.header("Message-ID"), "one message");
+            }
         }
         assert!(
             mail.logins()
@@ -661,6 +664,59 @@ on_both_engines! {
                 server.advance_s(15);
             }
         }
+    }
+
+    async fn a_server_that_is_down_is_waited_for_and_a_recipient_it_refuses_is_not(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| {
+            let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+            // Nobody listens there any more.
+            config.smtp.port = listener.local_addr().expect("an address").port();
+        })
+        .await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        let contact = contact.expect("created").name;
+        send_code(&ann, &contact).await.expect("sent");
+        let outcome = |name: &str| {
+            let text = server.running.app.metrics.encode().expect("metrics");
+            text.lines().any(|line| line.contains(&format!("outcome=\"{name}\"")))
+        };
+        while !outcome("later") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(messenger::waiting(&server.running.app, true).await.expect("counted"), 1);
+        assert!(mail.mails().is_empty() && !outcome("dead"));
+
+        let (server, mail) = with_mail(engine).await;
+        mail.behave(Manner::RefusesRecipient("550 nobody of this name: ann@example.org"));
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        let contact = contact.expect("created").name;
+        send_code(&ann, &contact).await.expect("sent");
+        assert_eq!(settled(&server).await["dead"], 1);
+        let call = Call::system(&server.running.app, "");
+        let dead = dead::list(call.db()).await.expect("listed");
+        assert_eq!(dead[0].error, "the mail server answered 550", "and no address");
+    }
+
+    async fn links_lead_where_the_configuration_says_whatever_host_is_called(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Recovery]).await;
+        let body = r#"{"identifier": "ann", "delivery": "SEND"}"#;
+        let client = reqwest::Client::new();
+        let answer = client
+            .post(server.url("/v1/passwordResets"))
+            .header("host", "evil.example")
+            .header("x-forwarded-host", "evil.example")
+            .header("content-type", "application/json")
+            .body(body)
+            .send()
+            .await;
+        assert!(answer.expect("an answer").status().is_success());
+        let came = mail.next_to("ann@example.org").await;
+        assert_eq!(came.link().0, "https://login.example/reset-password");
+        assert!(!came.data.contains("evil"), "{came:?}");
     }
 
     async fn when_too_many_wait_nobody_can_ask_for_more(engine: Engine) {
