@@ -82,7 +82,7 @@ impl Value {
     /// Reads what [`Value::text`] wrote.
     pub fn from_stored(kind: Kind, text: String) -> Option<Self> {
         Some(match kind {
-            Kind::Email => Self::Email(Email::parse(&text).ok()?),
+            Kind::Email => Self::Email(Email::from_stored(text)),
             Kind::Phone => Self::Phone(Phone::from_stored(text)),
             Kind::PostalAddress => Self::PostalAddress(serde_json::from_str(&text).ok()?),
         })

@@ -33,8 +33,10 @@ impl Email {
         })
     }
 
-    /// For addresses read back from the store.
-    pub const fn from_stored(text: String, key: String) -> Self {
+    /// For addresses read back from the store: what was good once stays readable, whatever later versions
+    /// of Unicode say of it.
+    pub fn from_stored(text: String) -> Self {
+        let key = key(&text).unwrap_or_else(|| text::fold(&text));
         Self { text, key }
     }
 

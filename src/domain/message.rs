@@ -148,13 +148,48 @@ pub struct Facts {
     pub link: String,
     /// How long code and link are good for, in minutes.
     pub minutes: i64,
-    /// `added`, `changed`, `purposes`, `removed` or `reverted`.
-    pub change: String,
+    /// What was done to a contact.
+    pub change: Option<ContactChange>,
     /// What a contact was before and is to be, masked.
     pub old: String,
     pub new: String,
     /// When it happened, for people to read.
     pub time: String,
+}
+
+/// What somebody has done to a contact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContactChange {
+    Added,
+    /// Another value waits to be proven.
+    Changed,
+    /// It serves other purposes now.
+    Purposes,
+    Removed,
+    /// Such a change was taken back.
+    Reverted,
+}
+
+impl ContactChange {
+    pub const ALL: [Self; 5] = [
+        Self::Added,
+        Self::Changed,
+        Self::Purposes,
+        Self::Removed,
+        Self::Reverted,
+    ];
+
+    /// As templates know it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Purposes => "purposes",
+            Self::Removed => "removed",
+            Self::Reverted => "reverted",
+        }
+    }
 }
 
 impl Recipient {

@@ -46,11 +46,11 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(now.0)).unwrap_or(0))
     }
 
-    /// To the minute, for people to read: `2026-11-21 18:00 UTC`.
-    pub fn for_people(self) -> String {
-        let text = self.to_string();
-        let minute = text.get(..16).unwrap_or(&text);
-        format!("{} UTC", minute.replace('T', " "))
+    /// To the minute, for people of a time zone to read: `2026-11-21 19:00 CET`; in UTC where that is none.
+    pub fn for_people(self, time_zone: &str) -> String {
+        let zone = jiff::tz::TimeZone::get(time_zone).unwrap_or(jiff::tz::TimeZone::UTC);
+        let time = jiff::Timestamp::from_microsecond(self.0).unwrap_or_default();
+        time.to_zoned(zone).strftime("%F %R %Z").to_string()
     }
 
     /// Reads RFC 3339, for example `2026-11-21T18:00:00Z`.
@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn people_read_a_time_to_the_minute() {
         let time = Timestamp::parse("2026-11-21T18:00:59.5Z").expect("a time");
-        assert_eq!(time.for_people(), "2026-11-21 18:00 UTC");
+        assert_eq!(time.for_people(""), "2026-11-21 18:00 UTC");
+        assert_eq!(time.for_people("Europe/Zurich"), "2026-11-21 19:00 CET");
+        assert_eq!(time.for_people("no/where"), "2026-11-21 18:00 UTC");
     }
 
     #[test]

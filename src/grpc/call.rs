@@ -362,6 +362,14 @@ impl Call {
         requests::insert(tx, key, record, self.now).await
     }
 
+    /// What was made only to be checked is not handed out.
+    pub fn without_secret_if_dry<A: Answer>(&self, mut answer: A) -> A {
+        if self.validate_only {
+            answer.withhold_secrets();
+        }
+        answer
+    }
+
     /// What the page tokens of this call are good for: this caller, this RPC, this query.
     pub fn page_context(&self, query: &[&str]) -> page::Context {
         page::Context::new(self.rpc, self.caller.uuid(), query)

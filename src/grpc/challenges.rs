@@ -326,7 +326,7 @@ async fn store(call: &Call, opening: &Opening, message: Option<&Message>) -> Res
         }
         opening.shown()
     })?;
-    Ok(super::credentials::without_secret_if_dry(call, answer))
+    Ok(call.without_secret_if_dry(answer))
 }
 
 async fn require_room(db: &mut Read, call: &Call, challenge: &Challenge) -> Result<()> {

@@ -2,9 +2,7 @@
 
 use super::{
     call::{Call, mutate},
-    contacts as service, convert,
-    credentials::without_secret_if_dry,
-    messages,
+    contact_changes, contact_fields, contacts as service, convert, messages,
     pb::{self, send_contact_code_request::Delivery},
     secrets::{self, Asked},
 };
@@ -98,7 +96,7 @@ pub(super) async fn send(
             expire_time: Some(convert::timestamp(expire_time)),
         }
     })?;
-    Ok(without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 /// Leaves the message with a code, and with a link where there is one.
@@ -176,15 +174,15 @@ pub(super) async fn verify(call: &Call, request: pb::VerifyContactRequest) -> Re
         let before = contact.clone();
         let is_new = before.proof.is_none();
         if is_new {
-            service::announce(tx, call, None, Some(&before)).await?;
+            contact_changes::announce(tx, call, None, Some(&before)).await?;
         }
-        contact.prove(service::proof(call, method));
+        contact.prove(contact_fields::proof(call, method));
         contact.is_primary |= !service::has_primary(tx, &contact).await?;
         contact.touch(call.now);
         contacts::update(tx, &contact).await?;
         service::follow(tx, call, Some(&before), Some(&contact)).await?;
         let event = call.event().about(contact.name(), Some(account));
         events::append(tx, &event.detail("method", method.name())).await?;
-        service::shown(&contact)
+        contact_fields::shown(&contact)
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    Reply,
+    Reply, accounts,
     call::{Call, mutate},
     convert, factors, passwords, pb, program_credentials,
 };
@@ -33,7 +33,6 @@ use crate::{
         db::{Read, Write},
         events, factors as factor_store, grants,
         sessions::{self, Which},
-        system_accounts, users,
     },
 };
 
@@ -54,7 +53,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         }
         let parent = call.account("parent", &request.parent)?;
         let mut input = request.credential.unwrap_or_default();
-        require_to_manage(&call, parent)?;
+        accounts::require_to_manage(&call, parent)?;
         let response = match input.detail.take() {
             Some(Detail::Password(password)) => {
                 passwords::create(&call, parent, &input, password.value).await?
@@ -121,7 +120,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
             .await
             .map_err(Error::from)?;
         if rows.is_empty() {
-            state(&mut db, account).await?;
+            accounts::state(&mut db, account).await?;
         }
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
         let credentials = rows.iter().map(shown).collect();
@@ -139,7 +138,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let input = request.credential.unwrap_or_default();
         let (account, id) = call.child("credential.name", &input.name, "credentials")?;
         let id = CredentialId(id);
-        require_to_manage(&call, account)?;
+        accounts::require_to_manage(&call, account)?;
         let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
             is_set(path, &input)
         })?;
@@ -189,7 +188,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         let (call, request) = Call::enter(&self.app, request).await?;
         let (account, id) = call.child("name", &request.name, "credentials")?;
         let id = CredentialId(id);
-        require_to_manage(&call, account)?;
+        accounts::require_to_manage(&call, account)?;
         mutate!(call, |tx| {
             let credential = find_for_change(tx, &call, account, id, &request.etag).await?;
             require_another_way_in(tx, &call, &credential).await?;
@@ -246,17 +245,6 @@ impl pb::credential_service_server::CredentialService for Credentials {
     ) -> Reply<pb::ResetPasswordResponse> {
         let (call, request) = Call::enter(&self.app, request).await?;
         Ok(Response::new(passwords::reset(&call, request).await?))
-    }
-}
-
-/// Looking after people is not looking after machines: their secrets need the scope for changing them
-/// as well.
-pub(super) fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
-    match account {
-        AccountId::System(_) if call.caller.account() != Some(account) => {
-            call.require("system_accounts.update")
-        }
-        _ => Ok(()),
     }
 }
 
@@ -321,14 +309,6 @@ pub(super) async fn maker(
     Ok(own)
 }
 
-/// What was made only to be checked is not handed out.
-pub(super) fn without_secret_if_dry<A: super::call::Answer>(call: &Call, mut answer: A) -> A {
-    if call.validate_only {
-        answer.withhold_secrets();
-    }
-    answer
-}
-
 pub(super) fn not_allowed(account: AccountId, kind: Kind) -> Error {
     let text = format!("cannot hold a {}", kind.name());
     Error::precondition(Reason::CredentialKindNotAllowed, account.to_string(), text)
@@ -390,17 +370,6 @@ async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Resul
     Ok(grants
         .iter()
         .any(|grant| grant.permission == role && grant.is_in_effect(now)))
-}
-
-/// The state of an account of either kind.
-pub(super) async fn state(db: &mut Read, account: AccountId) -> Result<account::Lifecycle> {
-    let found = match account {
-        AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
-        AccountId::System(id) => system_accounts::find(db, id)
-            .await?
-            .map(|found| found.lifecycle),
-    };
-    found.ok_or_else(|| Error::not_found(account.to_string()))
 }
 
 fn is_set(path: &str, credential: &pb::Credential) -> bool {

@@ -1,6 +1,7 @@
 //! What CredentialService does with a person's second factors.
 
 use super::{
+    accounts,
     call::{Call, mutate},
     challenges, convert, credentials as service,
     pb::{self, confirm_credential_request::Proof, enrolment::Factor as Enrolled},
@@ -143,7 +144,7 @@ pub(super) async fn create_recovery_codes(
             Enrolled::RecoveryCodes(pb::enrolment::RecoveryCodes { codes }),
         )
     })?;
-    Ok(service::without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 /// Makes an enrolment a factor.
@@ -258,7 +259,7 @@ async fn store(
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
         response(credential, enrolled.clone())
     })?;
-    Ok(service::without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 fn response(credential: &Credential, factor: Enrolled) -> pb::CreateCredentialResponse {
@@ -272,7 +273,7 @@ fn response(credential: &Credential, factor: Enrolled) -> pb::CreateCredentialRe
 }
 
 async fn require_active(tx: &mut Write, call: &Call, account: AccountId) -> Result<()> {
-    service::state(tx, account)
+    accounts::state(tx, account)
         .await?
         .require(&[State::Active], account, call.now)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    Reply,
+    Reply, accounts,
     call::{Call, mutate},
     convert, pb,
 };
@@ -24,7 +24,7 @@ use crate::{
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        system_accounts, users,
+        users,
     },
 };
 
@@ -163,13 +163,7 @@ async fn append_event(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> 
 
 /// Whoever is to hold a grant has to be there.
 async fn require_principal(db: &mut Read, call: &Call, principal: AccountId) -> Result<()> {
-    let found = match principal {
-        AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
-        AccountId::System(id) => system_accounts::find(db, id)
-            .await?
-            .map(|found| found.lifecycle),
-    };
-    let found = found.ok_or_else(|| Error::not_found(principal.to_string()))?;
+    let found = accounts::state(db, principal).await?;
     found.require(&[State::Active, State::Suspended], principal, call.now)
 }
 

@@ -95,11 +95,11 @@ pub(super) async fn notify(
     if told.is_empty() {
         return Ok(());
     }
-    let (language, name) = match account {
+    let (language, name, time_zone) = match account {
         AccountId::User(id) => {
             let profile = users::get(tx, id).await?.profile;
             let name = message::greeting(&profile.display_name);
-            (profile.language_code, name)
+            (profile.language_code, name, profile.time_zone)
         }
         AccountId::System(_) => Default::default(),
     };
@@ -111,7 +111,7 @@ pub(super) async fn notify(
             language: language.clone(),
             name: name.clone(),
             facts: Facts {
-                time: call.now.for_people(),
+                time: call.now.for_people(&time_zone),
                 ..facts.clone()
             },
             unlocks: None,

@@ -5,11 +5,14 @@
 //! Invariant: tonic, prost and the generated code are named in this folder and in `server`, nowhere
 //! else.
 
+mod accounts;
 mod answers;
 pub mod body;
 pub mod call;
 mod challenges;
+mod contact_changes;
 mod contact_codes;
+mod contact_fields;
 mod contacts;
 mod convert;
 mod credentials;

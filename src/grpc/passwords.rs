@@ -1,11 +1,10 @@
 //! What CredentialService does with a person's password.
 
 use super::{
+    accounts,
     call::{Call, mutate},
     convert,
-    credentials::{
-        edits, find, not_allowed, refuse_limits, require_own, shown, state, without_secret_if_dry,
-    },
+    credentials::{edits, find, not_allowed, refuse_limits, require_own, shown},
     messages,
     pb::{
         self,
@@ -72,7 +71,7 @@ pub(super) async fn create(
         credential.edit(edit)?;
     }
     mutate!(call, |tx| {
-        state(tx, parent)
+        accounts::state(tx, parent)
             .await?
             .require(&[State::Active], parent, call.now)?;
         credentials::insert(tx, &credential, Kept::Password(&hash)).await?;
@@ -154,9 +153,11 @@ pub(super) async fn import(
     let new = secrets::seal_hash(call, id, &text);
     let credential = secrets::password_credential(call, id);
     mutate!(call, |tx| {
-        state(tx, id.into())
-            .await?
-            .require(&[State::Active, State::Suspended], id, call.now)?;
+        accounts::state(tx, id.into()).await?.require(
+            &[State::Active, State::Suspended],
+            id,
+            call.now,
+        )?;
         call.require_full_power_over(tx, id.into()).await?;
         let owner = users::find_with_password(tx, id).await?;
         let credential = match owner.and_then(|owner| owner.password) {
@@ -219,7 +220,7 @@ pub(super) async fn create_reset(
             expire_time: Some(convert::timestamp(expire_time)),
         }
     })?;
-    Ok(without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 /// Leaves a message with a one-time code for whoever is found, if anybody is. Nobody is looked for now, so

@@ -1,12 +1,10 @@
 //! What CredentialService does with what programs have: secrets, keys, certificates.
 
 use super::{
+    accounts,
     call::{Call, mutate},
     convert,
-    credentials::{
-        edits, find_for_change, maker, not_allowed, require_room, require_to_manage, shown, state,
-        without_secret_if_dry,
-    },
+    credentials::{edits, find_for_change, maker, not_allowed, require_room, shown},
     pb,
 };
 use crate::{
@@ -165,7 +163,7 @@ async fn store(
             enrolment: None,
         }
     })?;
-    Ok(without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 /// Refuses one more URL of an account that has as many as it may.
@@ -188,7 +186,7 @@ pub(super) async fn rotate(
 ) -> Result<pb::RotateCredentialResponse> {
     let (account, id) = call.child("name", &request.name, "credentials")?;
     let id = CredentialId(id);
-    require_to_manage(call, account)?;
+    accounts::require_to_manage(call, account)?;
     let mut fields = Fields::new();
     let overlap_s = convert::parse_seconds(request.overlap.as_ref(), MAX_OVERLAP_S);
     let overlap_s = fields.take("overlap", overlap_s).flatten();
@@ -205,7 +203,7 @@ pub(super) async fn rotate(
             let text = "is not a secret that accountd makes";
             Error::precondition(Reason::CredentialKindNotAllowed, old.name(), text)
         })?;
-        state(tx, account).await?.require(
+        accounts::state(tx, account).await?.require(
             &[AccountState::Active, AccountState::Suspended],
             account,
             call.now,
@@ -229,7 +227,7 @@ pub(super) async fn rotate(
             secret: secret.text(),
         }
     })?;
-    Ok(without_secret_if_dry(call, response))
+    Ok(call.without_secret_if_dry(response))
 }
 
 /// How the secret of a credential of this kind is written, if it is one that we make.

@@ -7,7 +7,7 @@ use tonic::{Request, Response};
 use super::{
     Reply,
     call::{Call, mutate},
-    contacts, convert, pb, secrets,
+    contact_fields, contacts, convert, pb, secrets,
 };
 use crate::{
     app::App,
@@ -98,7 +98,7 @@ impl pb::user_service_server::UserService for Users {
             fields.refuse("user.username", "is reserved");
         }
         require_to_create(&call, &given, &request.user_id, has_password)?;
-        if request.contacts.iter().any(contacts::is_asserted) {
+        if request.contacts.iter().any(contact_fields::is_asserted) {
             call.require("contacts.assert")?;
         }
         if foreign.is_some() {
@@ -132,7 +132,8 @@ impl pb::user_service_server::UserService for Users {
             }
             let mut added = Vec::new();
             for contact in contacts.clone() {
-                added.push(contacts::shown(&contacts::add(tx, &call, contact).await?));
+                let contact = contacts::add(tx, &call, contact).await?;
+                added.push(contact_fields::shown(&contact));
             }
             let event = call
                 .event()
@@ -403,7 +404,7 @@ fn first_contacts(
     }
     let read = |(i, contact)| {
         let field = format!("contacts[{i}]");
-        contacts::new_contact(call, fields, &field, user.into(), contact)
+        contact_fields::new_contact(call, fields, &field, user.into(), contact)
     };
     sent.iter().enumerate().filter_map(read).collect()
 }

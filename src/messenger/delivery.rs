@@ -36,8 +36,8 @@ enum Outcome {
     Later(i64, String),
 }
 
-/// Sends a message that was taken, and notes what has become of it.
-pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<()> {
+/// Sends a message that was taken, and notes what has become of it; whether there was one to send.
+pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
     let call = Call::system(app, "");
     let outcome = match deliver(&call, &taken).await {
         Ok(outcome) => outcome,
@@ -77,7 +77,8 @@ pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<()> {
     if let Outcome::Ended(End::Dead, Some(error)) = &outcome {
         tracing::warn!(message = %taken.id.0, kind = taken.kind.name(), error, "a message could not be sent");
     }
-    Ok(())
+    let is_none = matches!(outcome, Outcome::Ended(End::Void | End::Dropped, _));
+    Ok(!is_none)
 }
 
 impl Outcome {

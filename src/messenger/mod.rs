@@ -13,7 +13,7 @@ pub mod webhook;
 use std::{
     fmt::Display,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -60,6 +60,7 @@ pub struct Messenger {
     /// For those that are being sent.
     places: Arc<Semaphore>,
     max_at_once: u32,
+    pace: Mutex<Pace>,
 }
 
 #[derive(Clone)]
@@ -126,6 +127,7 @@ impl Messenger {
             is_full: AtomicBool::new(false),
             places: Arc::new(Semaphore::new(settings.max_at_once)),
             max_at_once: u32::try_from(settings.max_at_once).unwrap_or(u32::MAX),
+            pace: Mutex::new(Pace::new(settings.max_per_minute)),
         })
     }
 
@@ -152,6 +154,10 @@ impl Messenger {
         let _ = self.places.acquire_many(self.max_at_once).await;
     }
 
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     const fn sender(&self, channel: Channel) -> Option<&Sender> {
         match channel {
             Channel::Email => self.email.as_ref(),
@@ -175,14 +181,13 @@ pub fn start(app: &Arc<App>, stop: &CancellationToken) {
     let (app, stop) = (Arc::clone(app), stop.clone());
     tokio::spawn(async move {
         let places = Arc::clone(&app.messenger.places);
-        let mut pace = Pace::new(app.config.messages.max_per_minute);
         loop {
             tokio::select! {
                 () = app.messenger.wake.notified() => {}
                 () = sleep(INTERVAL) => {}
                 () = stop.cancelled() => return,
             }
-            while !stop.is_cancelled() && send_some(&app, &places, &mut pace).await {}
+            while !stop.is_cancelled() && send_some(&app, &places).await {}
         }
     });
 }
@@ -206,8 +211,10 @@ async fn note_backlog(app: &Arc<App>) {
 }
 
 /// Takes as many messages as may be sent now and sends each in a task of its own; whether there may be more.
-async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>, pace: &mut Pace) -> bool {
-    let free = places.available_permits().min(pace.allowed());
+async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>) -> bool {
+    let free = places
+        .available_permits()
+        .min(app.messenger.pace().allowed());
     if free == 0 {
         if places.available_permits() > 0 {
             sleep(Duration::from_millis(100)).await;
@@ -231,15 +238,18 @@ async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>, pace: &mut Pace) -> 
         }
     };
     let count = taken.len();
-    pace.used(count);
+    app.messenger.pace().used(count);
     for message in taken {
         let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             break;
         };
         let (app, places) = (Arc::clone(app), Arc::clone(places));
         tokio::spawn(async move {
-            if let Err(error) = delivery::send(&app, message).await {
-                tracing::warn!(%error, "cannot note what became of a message");
+            match delivery::send(&app, message).await {
+                Ok(true) => {}
+                // Strangers who ask for what is nobody's, or for too much, hold nobody else up.
+                Ok(false) => app.messenger.pace().give_back(),
+                Err(error) => tracing::warn!(%error, "cannot note what became of a message"),
             }
             let was_full = places.available_permits() == 0;
             drop(permit);
@@ -287,6 +297,11 @@ impl Pace {
 
     fn used(&mut self, count: usize) {
         self.allowed -= f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    /// One of them did not go.
+    fn give_back(&mut self) {
+        self.allowed = (self.allowed + 1.0).min(Self::burst(self.per_minute));
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use minijinja::{Environment, UndefinedBehavior, context};
 
-use crate::domain::message::{Channel, Facts, Kind, Message, Recipient, To};
+use crate::domain::message::{Channel, ContactChange, Facts, Kind, Message, Recipient, To};
 
 /// The languages, and in each of them the texts of every kind of message.
 macro_rules! embedded {
@@ -112,7 +112,7 @@ impl Templates {
         let subject = first.strip_prefix("Subject:").ok_or_else(|| {
             format!("template {language}/{kind}.txt: the first line has to begin with Subject:")
         })?;
-        let subject = subject.trim().to_owned();
+        let subject = subject.trim().replace(char::is_control, " ");
         let html = self.part(message, language, "html", &subject)?;
         Ok(Rendered::Mail {
             subject,
@@ -146,7 +146,7 @@ impl Templates {
             code => spaced(code),
             link,
             minutes,
-            change,
+            change => change.map(ContactChange::name).unwrap_or_default(),
             old,
             new,
             time,
@@ -166,9 +166,18 @@ impl Templates {
             };
             let kind = kind.split('.').next().and_then(Kind::parse);
             let kind = kind.ok_or_else(|| format!("template {name} is of no kind of message"))?;
-            for change in ["added", "changed", "purposes", "removed", "reverted"] {
+            let has = |part: &str| {
+                let name = format!("{language}/{}.{part}", kind.name());
+                self.texts.get_template(&name).is_ok()
+            };
+            if has("html") && !has("txt") {
+                // Nobody would ever see it.
+                let name = format!("{language}/{}.txt", kind.name());
+                return Err(format!("template {name}: is missing beside its HTML"));
+            }
+            for change in ContactChange::ALL {
                 let mut message = sample(kind, language);
-                change.clone_into(&mut message.facts.change);
+                message.facts.change = Some(change);
                 self.render(&message, Channel::Email)?;
                 self.render(&message, Channel::Sms)?;
             }
@@ -258,7 +267,7 @@ pub fn sample(kind: Kind, language: &str) -> Message {
             } else {
                 10
             },
-            change: text("changed"),
+            change: Some(ContactChange::Changed),
             old: text("a…@example.org"),
             new: text("b…@example.org"),
             time: text("2026-01-31 12:00 UTC"),
@@ -337,8 +346,15 @@ mod tests {
         assert!(error.contains("fr/contact_code.html"), "{error}");
         write("fr/contact_code.html", "<p>{{ code }}</p>");
         let templates = load().expect("good");
-        let own = mail(&templates, &sample(Kind::ContactCode, "en"));
+        let mut message = sample(Kind::ContactCode, "en");
+        let own = mail(&templates, &message);
         assert_eq!((&*own.0, &*own.1), ("Hi Ann", "1234 5678"));
+        for evil in ["Ann\r\nBcc: eve", "Ann\rBcc: eve", "Ann\u{85}Bcc: eve"] {
+            evil.clone_into(&mut message.name);
+            let (subject, ..) = mail(&templates, &message);
+            assert!(subject.starts_with("Hi Ann"), "{subject}");
+            assert!(!subject.contains(char::is_control), "{subject:?}");
+        }
         let french = mail(&templates, &sample(Kind::ContactCode, "fr-CA"));
         assert_eq!((&*french.0, &*french.2), ("Bonjour", "<p>1234 5678</p>"));
         for (name, text, wrong) in [
@@ -355,6 +371,11 @@ mod tests {
             ),
             ("en/birthday.txt", "Subject: x", "birthday"),
             ("en/notes.md", "x", "notes.md"),
+            (
+                "it/sign_in_code.html",
+                "<p>{{ code }}</p>",
+                "it/sign_in_code.txt",
+            ),
         ] {
             write(name, text);
             let error = load().err().expect(name);

@@ -164,15 +164,23 @@ on_both_engines! {
             region_code: "CH".to_owned(),
             locality: "Zürich".to_owned(),
             postal_code: "8002".to_owned(),
-            address_lines: vec!["Brandschenkestrasse 110".to_owned()],
-            ..Default::default()
+            address_lines: vec!["Brandschenkestrasse 110".to_owned(), "Hinterhaus".to_owned()],
+            language_code: "de-CH".to_owned(),
+            sorting_code: "CEDEX 3".to_owned(),
+            administrative_area: "ZH".to_owned(),
+            sublocality: "Enge".to_owned(),
+            recipients: vec!["Ann Müller".to_owned(), "Bob Müller".to_owned()],
+            organization: "Müller & Söhne".to_owned(),
         };
         let home = contact(Value::PostalAddress(address.clone()), &[Billing]);
         let home = ann.create_contact("users/me", home).await.expect("created");
         assert_eq!(home.value, Some(Value::PostalAddress(address)));
         assert!(home.primary, "the first one needs no proof");
         assert_eq!(home.verification, None);
-        assert_eq!(ann.get_contact(&mail.name).await.expect("read"), mail);
+        for contact in [&mail, &number, &home] {
+            let read = ann.get_contact(&contact.name).await;
+            assert_eq!(&read.expect("read"), contact);
+        }
         let mut all = list(&ann, "users/me", "").await;
         all.sort();
         assert_eq!(all, ["+41446681800", "Ann@Bücher.example", "Zürich"]);

@@ -96,7 +96,7 @@ pub async fn ask_reset(
         .into_inner())
 }
 
-async fn ask_code(
+pub async fn ask_code(
     actor: &Actor,
     identifier: &str,
     method: ChallengeMethod,
@@ -717,6 +717,18 @@ on_both_engines! {
         let came = mail.next_to("ann@example.org").await;
         assert_eq!(came.link().0, "https://login.example/reset-password");
         assert!(!came.data.contains("evil"), "{came:?}");
+    }
+
+    async fn messages_to_nobody_hold_nobody_up(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| config.messages.max_per_minute = 1).await;
+        let anonymous = server.anonymous().await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        for nobody in ["nobody", "nobody@example.org", "not an identifier"] {
+            ask_reset(&anonymous, nobody).await.expect("asked");
+        }
+        send_code(&ann, &contact.expect("created").name).await.expect("sent");
+        mail.next_to("ann@example.org").await;
     }
 
     async fn when_too_many_wait_nobody_can_ask_for_more(engine: Engine) {

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use accountd::grpc::pb::{
-    self,
+    self, ChallengeMethod,
     contact::Purpose::{Login, Recovery},
 };
 
@@ -65,6 +65,11 @@ on_both_engines! {
         compare(kinds, async |kind| {
             let begin = Instant::now();
             messages::ask_reset(&anonymous, kind).await.expect("asked");
+            begin.elapsed()
+        }).await;
+        compare(kinds, async |kind| {
+            let begin = Instant::now();
+            messages::ask_code(&anonymous, kind, ChallengeMethod::EmailCode).await.expect("asked");
             begin.elapsed()
         }).await;
     }

@@ -91,6 +91,44 @@ on_both_engines! {
         assert_eq!(server.events("user.purged").await[0].account, alice.name);
     }
 
+    async fn people_of_an_earlier_build_are_found_and_cannot_be_confused_either(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let person = |username: &str| pb::User {
+            username: username.to_owned(),
+            display_name: "Ann Müller".to_owned(),
+            ..Default::default()
+        };
+        let ann = operator.create_user(person("mall")).await.expect("created").name;
+        // Before there were names to search by, and looks that are taken with a username.
+        server.alter("DELETE FROM user_names; DELETE FROM meta WHERE name = 'found_by_all'; \
+            DELETE FROM login_identifiers WHERE kind = 'username_look'").await;
+        let found = async || {
+            let filter = "display_name = \"ann*\"".to_owned();
+            let request = pb::ListUsersRequest { filter, ..Default::default() };
+            let users = operator.users().list_users(request).await.expect("listed").into_inner().users;
+            users.into_iter().map(|user| user.name).collect::<Vec<_>>()
+        };
+        assert!(found().await.is_empty());
+        let twin = operator.create_user(person("ma1l")).await.expect("not known yet").name;
+        for _ in 0..2 {
+            jobs::sweep(&server.running.app).await.expect("swept");
+            let mut found = found().await;
+            found.sort();
+            let mut both = [ann.clone(), twin.clone()];
+            both.sort();
+            assert_eq!(found, both);
+            assert_refused(operator.create_user(person("rnal1")).await, Reason::AlreadyExists);
+        }
+        // The first of two who look alike has it, and both are still who they were.
+        for (username, name) in [("mall", &ann), ("ma1l", &twin)] {
+            let key = Some(pb::lookup_user_request::Key::Identifier(username.to_owned()));
+            let request = pb::LookupUserRequest { key };
+            let found = operator.users().lookup_user(request).await.expect(username).into_inner();
+            assert_eq!(&found.name, name);
+        }
+    }
+
     async fn people_are_found_by_name_address_and_number(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

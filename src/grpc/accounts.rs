@@ -1,0 +1,33 @@
+//! What there is to ask of an account, whether it is a person's or a program's.
+
+use super::call::Call;
+use crate::{
+    domain::{
+        account::Lifecycle,
+        error::{Error, Result},
+        name::AccountId,
+    },
+    store::{db::Read, system_accounts, users},
+};
+
+/// The state of an account of either kind.
+pub(super) async fn state(db: &mut Read, account: AccountId) -> Result<Lifecycle> {
+    let found = match account {
+        AccountId::User(id) => users::find(db, id).await?.map(|user| user.lifecycle),
+        AccountId::System(id) => system_accounts::find(db, id)
+            .await?
+            .map(|found| found.lifecycle),
+    };
+    found.ok_or_else(|| Error::not_found(account.to_string()))
+}
+
+/// Looking after people is not looking after machines: their secrets need the scope for changing them
+/// as well.
+pub(super) fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
+    match account {
+        AccountId::System(_) if call.caller.account() != Some(account) => {
+            call.require("system_accounts.update")
+        }
+        _ => Ok(()),
+    }
+}
