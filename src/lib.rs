@@ -13,7 +13,7 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service; `contact_codes` beside `contacts`, `messages` beside all that write to people, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service; `contact_codes`, `contact_changes` and `contact_fields` beside `contacts`, `messages` beside all that write to people, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`, `accounts` for what is asked of either kind; `call` is the door, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
 //! | [`messenger`] | messages to people: templates, mail server, webhook, and what became of each |
@@ -35,7 +35,8 @@
 //! `grpc` and `http` nothing that puts the server together; that rusqlite and sqlx are named in `store`
 //! alone, tonic and generated code in `grpc`, `server` and `bench`, argon2 in `domain::password` and
 //! `domain::foreign_hash`, jsonwebtoken in `domain::keyring` and `domain::client_assertion`,
-//! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`, rustls in `tls`, reqwest in
+//! webauthn-rs in `domain::passkey`, totp-rs in `domain::totp`, email_address and idna in `domain::email`,
+//! phonenumber in `domain::phone`, celes in `domain::postal_address`, rustls in `tls`, reqwest in
 //! `key_sets` and `messenger`, lettre and minijinja in `messenger`.
 //!
 //! # How a request flows
@@ -66,7 +67,8 @@
 //! - programs with keys of their own: [`domain::client_assertion`], [`domain::key_set`], [`key_sets`] and
 //!   [`domain::network::is_public`]; with certificates: [`domain::certificate`], [`tls`]
 //! - what somebody is found by, and how an address becomes theirs: [`domain::identifier`],
-//!   [`domain::contact`], `store/identifiers.rs`, `grpc/contact_codes.rs`
+//!   [`domain::contact`], `store/identifiers.rs`, `grpc/contact_codes.rs`; how a change of it is taken back:
+//!   `grpc/contact_changes.rs`
 //! - what is written to whom: [`domain::message`], `grpc/messages.rs`, [`messenger`]
 //! - refresh tokens: [`domain::session`]; what a stolen database lacks: [`domain::master_key`]
 //! - what is durable when, and what waits for what: [`store`], `store/lane.rs`, `store/postgres.rs`

@@ -13,10 +13,10 @@ const AT_MOST: [(&str, i64); 14] = [
     ("sessions.aal2_lifetime_s", 86_400),
     ("sessions.refresh_replay_s", 60),
     ("sign_in.challenge_lifetime_s", 600),
-    ("smtp.timeout_s", 60),
     ("sign_in.contact_code_lifetime_s", 600),
     ("sign_in.contact_link_lifetime_s", 86_400),
     ("sign_in.enrolment_lifetime_s", 3_600),
+    ("smtp.timeout_s", 60),
     ("tls.reload_interval_s", 3_600),
     ("webhook.timeout_s", 60),
 ];
@@ -152,16 +152,9 @@ impl Config {
 
     /// Whether nobody on another machine is to use this installation.
     fn is_of_this_machine(&self) -> bool {
-        let url = self.public_url.as_deref().map(url::Url::parse);
-        match url {
+        match &self.public_url {
             None => network::is_loopback(self.listen.ip()),
-            Some(Ok(url)) => match url.host() {
-                Some(url::Host::Domain(name)) => name == "localhost",
-                Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-                Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-                None => false,
-            },
-            Some(Err(_)) => false,
+            Some(url) => url::Url::parse(url).is_ok_and(|url| network::is_of_this_machine(&url)),
         }
     }
 

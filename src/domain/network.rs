@@ -122,6 +122,16 @@ pub fn is_loopback(address: IpAddr) -> bool {
     canonical(address).is_loopback()
 }
 
+/// Whether a URL leads to this machine.
+pub fn is_of_this_machine(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(ip)) => is_loopback(ip.into()),
+        Some(url::Host::Ipv6(ip)) => is_loopback(ip.into()),
+        None => false,
+    }
+}
+
 /// Whether an address is somewhere on the Internet, and not of a network of somebody's own or reserved
 /// for a purpose (the IANA registries of special-purpose addresses).
 pub fn is_public(address: IpAddr) -> bool {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     domain::{
         account::State,
-        contact::{Contact, MAX_CONTACTS, Snapshot, Value},
+        contact::{Contact, Snapshot, Value},
         error::{Error, Reason, Result},
         message::{self, ContactChange, Facts},
         name::AccountId,
@@ -73,7 +73,7 @@ pub(super) async fn announce(
         minutes: lifetime_s / 60,
         ..Facts::default()
     };
-    let mut all = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+    let mut all = contacts::list_all(tx, account).await?;
     let kind = message::Kind::ContactChanged;
     // Of two who undo what the other does the one who was there first is believed.
     let settled = call.now.plus_s(-lifetime_s);
@@ -117,14 +117,14 @@ pub(super) async fn undo(
         if !contact_changes::redeem(tx, &digest).await? {
             return Err(Error::Unauthenticated(Reason::InvalidCode));
         }
-        let mut told = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+        let mut told = contacts::list_all(tx, account).await?;
         // The last first.
         let mut contact = None;
         for change in contact_changes::redeem_later(tx, &change).await? {
             contact = revert(tx, call, &change).await?;
         }
         // Whoever was there, and whoever is there again.
-        let after = contacts::list(tx, account, None, None, MAX_CONTACTS).await?;
+        let after = contacts::list_all(tx, account).await?;
         let new = |it: &Contact| told.iter().all(|known| known.value != it.value);
         let back: Vec<Contact> = after.into_iter().filter(new).collect();
         told.extend(back);

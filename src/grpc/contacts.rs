@@ -293,8 +293,9 @@ pub(super) async fn has_primary(tx: &mut Write, contact: &Contact) -> Result<boo
 
 /// The contacts of the same account and kind, oldest first.
 pub(super) async fn same_kind(tx: &mut Write, contact: &Contact) -> Result<Vec<Contact>> {
-    let kind = Some(contact.kind());
-    Ok(contacts::list(tx, contact.account, kind, None, MAX_CONTACTS).await?)
+    let mut contacts = contacts::list_all(tx, contact.account).await?;
+    contacts.retain(|other| other.kind() == contact.kind());
+    Ok(contacts)
 }
 
 /// Makes way for a contact that is to come first of its kind.

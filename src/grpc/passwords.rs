@@ -15,7 +15,7 @@ use super::{
 use crate::{
     domain::{
         account::State,
-        contact::{MAX_CONTACTS, Purpose},
+        contact::Purpose,
         credential::Kind,
         error::{Error, Fields, Reason, Result},
         foreign_hash::ForeignHash,
@@ -288,7 +288,7 @@ async fn send_reset(
 
 /// Tells a person that somebody has set a new password.
 async fn tell(tx: &mut Write, call: &Call, id: UserId) -> Result<()> {
-    let contacts = contacts::list(tx, id.into(), None, None, MAX_CONTACTS).await?;
+    let contacts = contacts::list_all(tx, id.into()).await?;
     let kind = message::Kind::PasswordChanged;
     let facts = Facts {
         link: messages::link(call, "reset-password", ""),

@@ -39,7 +39,7 @@ use crate::{
 /// Most users in one BatchGetUsers.
 const MAX_BATCH: usize = 100;
 /// Most contacts that a user begins with.
-const MAX_CONTACTS: usize = 10;
+const MAX_FIRST_CONTACTS: usize = 10;
 
 pub(super) struct Users {
     pub(super) app: Arc<App>,
@@ -397,8 +397,8 @@ fn first_contacts(
     user: UserId,
     sent: &[pb::Contact],
 ) -> Vec<Contact> {
-    if sent.len() > MAX_CONTACTS {
-        let text = format!("must have at most {MAX_CONTACTS} entries");
+    if sent.len() > MAX_FIRST_CONTACTS {
+        let text = format!("must have at most {MAX_FIRST_CONTACTS} entries");
         fields.refuse("contacts", text);
         return Vec::new();
     }

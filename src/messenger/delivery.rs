@@ -8,7 +8,6 @@ use super::{Failure, seal};
 use crate::{
     app::App,
     domain::{
-        contact::MAX_CONTACTS,
         error::{Error, Result},
         message::{self, Channel, Kind, Message, Recipient, To, Who},
         name::UserId,
@@ -191,7 +190,7 @@ async fn resolve(call: &Call, message: Message) -> Result<Option<Found>> {
         return Ok(None);
     };
     let account = user.id.into();
-    let contacts = contacts::list(&mut db, account, None, None, MAX_CONTACTS).await?;
+    let contacts = contacts::list_all(&mut db, account).await?;
     drop(db);
     let may = |by: Channel| {
         channel.is_none_or(|wanted| wanted == by) && call.app().messenger.can_send(Some(by))

@@ -32,12 +32,7 @@ impl Webhook {
         let text = settings.url.as_deref().unwrap_or_default();
         let url =
             url::Url::parse(text).map_err(|error| format!("setting `webhook.url`: {error}"))?;
-        let is_here = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(ip)) => network::is_loopback(ip.into()),
-            Some(url::Host::Ipv6(ip)) => network::is_loopback(ip.into()),
-            None => false,
-        };
+        let is_here = network::is_of_this_machine(&url);
         if url.scheme() != "https" && !(url.scheme() == "http" && is_here) {
             return Err("setting `webhook.url` has to begin with https://".to_owned());
         }

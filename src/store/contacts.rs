@@ -9,7 +9,7 @@ use super::{
     sql::{Row, account_kind, sql},
 };
 use crate::domain::{
-    contact::{Contact, Kind, Method, Proof, Value},
+    contact::{Contact, Kind, MAX_CONTACTS, Method, Proof, Value},
     error::{self, Error},
     name::{AccountId, ContactId, UserId},
 };
@@ -99,6 +99,11 @@ pub async fn list(
     .bind(kind.map(Kind::name))
     .bind(limit);
     db.page(sql, contact).await
+}
+
+/// All contacts of an account, oldest first: taking changes back may leave more than one may add.
+pub async fn list_all(db: &mut Read, account: AccountId) -> Result<Vec<Contact>> {
+    list(db, account, None, None, 2 * MAX_CONTACTS).await
 }
 
 pub async fn count(db: &mut Read, account: AccountId) -> Result<i64> {

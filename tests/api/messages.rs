@@ -500,7 +500,10 @@ on_both_engines! {
             ask_reset(&anonymous, "ann@example.org").await.expect("asked");
         }
         let outcomes = settled(&server).await;
-        assert_eq!((outcomes["sent"], outcomes["void"], outcomes["dropped"]), (1 + 5, 5, 5));
+        assert_eq!(
+            (outcomes["sent"], outcomes["void"], outcomes["dropped"]),
+            (1 + 5, 5, 5)
+        );
         assert_eq!(mail.mails().len(), 1 + 5);
         // Another address of somebody else, sent to by many accounts.
         for number in 0..8 {
@@ -536,9 +539,13 @@ on_both_engines! {
                 break mail.code();
             }
         };
-        factors::answer(&anonymous, &asked, Answer::Code(code)).await.expect("signed in");
+        factors::answer(&anonymous, &asked, Answer::Code(code))
+            .await
+            .expect("signed in");
         for _ in 0..5 {
-            ask_code(&anonymous, "ann@example.org", ChallengeMethod::EmailCode).await.expect("asked");
+            ask_code(&anonymous, "ann@example.org", ChallengeMethod::EmailCode)
+                .await
+                .expect("asked");
         }
         assert_eq!(settled(&server).await["sent"], 6 + 5 + 1 + 1 + 5);
     }
@@ -584,7 +591,11 @@ on_both_engines! {
             server.advance_s(15);
             let taken = mail.next().await;
             if let Some(refused) = mail.refused().get(round) {
-                assert_eq!(refused.header("Message-ID"), taken.header("Message-ID"), "one message");
+                assert_eq!(
+                    refused.header("Message-ID"),
+                    taken.header("Message-ID"),
+                    "one message"
+                );
             }
         }
         assert!(
@@ -627,7 +638,9 @@ on_both_engines! {
         assert_eq!(redriven.expect("nothing to do"), 0);
         server.advance_s(8 * 24 * 3600);
         jobs::sweep(&server.running.app).await.expect("swept");
-        let dead = dead::list(Call::system(&server.running.app, "").db()).await.expect("listed");
+        let dead = dead::list(Call::system(&server.running.app, "").db())
+            .await
+            .expect("listed");
         assert!(dead.is_empty(), "{dead:?}");
     }
 
@@ -674,23 +687,35 @@ on_both_engines! {
         })
         .await;
         let ann = server.signed_in("ann").await.actor;
-        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await;
         let contact = contact.expect("created").name;
         send_code(&ann, &contact).await.expect("sent");
         let outcome = |name: &str| {
             let text = server.running.app.metrics.encode().expect("metrics");
-            text.lines().any(|line| line.contains(&format!("outcome=\"{name}\"")))
+            text.lines()
+                .any(|line| line.contains(&format!("outcome=\"{name}\"")))
         };
         while !outcome("later") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert_eq!(messenger::waiting(&server.running.app, true).await.expect("counted"), 1);
+        assert_eq!(
+            messenger::waiting(&server.running.app, true)
+                .await
+                .expect("counted"),
+            1
+        );
         assert!(mail.mails().is_empty() && !outcome("dead"));
 
         let (server, mail) = with_mail(engine).await;
-        mail.behave(Manner::RefusesRecipient("550 nobody of this name: ann@example.org"));
+        mail.behave(Manner::RefusesRecipient(
+            "550 nobody of this name: ann@example.org",
+        ));
         let ann = server.signed_in("ann").await.actor;
-        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await;
         let contact = contact.expect("created").name;
         send_code(&ann, &contact).await.expect("sent");
         assert_eq!(settled(&server).await["dead"], 1);
@@ -723,11 +748,15 @@ on_both_engines! {
         let (server, mail) = with_mail_and(engine, |config| config.messages.max_per_minute = 1).await;
         let anonymous = server.anonymous().await;
         let ann = server.signed_in("ann").await.actor;
-        let contact = ann.create_contact("users/me", email("ann@example.org", &[])).await;
+        let contact = ann
+            .create_contact("users/me", email("ann@example.org", &[]))
+            .await;
         for nobody in ["nobody", "nobody@example.org", "not an identifier"] {
             ask_reset(&anonymous, nobody).await.expect("asked");
         }
-        send_code(&ann, &contact.expect("created").name).await.expect("sent");
+        send_code(&ann, &contact.expect("created").name)
+            .await
+            .expect("sent");
         mail.next_to("ann@example.org").await;
     }
 
@@ -737,7 +766,11 @@ on_both_engines! {
         let anonymous = server.anonymous().await;
         let ann = server.signed_in("ann").await.actor;
         for address in ["one@example.org", "two@example.org"] {
-            let contact = ann.create_contact("users/me", email(address, &[])).await.expect("created").name;
+            let contact = ann
+                .create_contact("users/me", email(address, &[]))
+                .await
+                .expect("created")
+                .name;
             send_code(&ann, &contact).await.expect("sent");
         }
         for round in 0.. {
@@ -763,17 +796,30 @@ on_both_engines! {
         let ann = server.signed_in("ann").await;
         let manager = server.system_account(&["roles/user-manager"]).await;
         let own = email("manager@example.org", &[Login, Recovery]);
-        let own = manager.create_contact(ann.name(), own).await.expect("created").name;
+        let own = manager
+            .create_contact(ann.name(), own)
+            .await
+            .expect("created")
+            .name;
         send_code(&manager, &own).await.expect("sent");
         let code = mail.next_to("manager@example.org").await.code();
         assert_refused(manager.verify_contact(&own, &code).await, Reason::ScopeMissing);
-        let plain = manager.create_contact(ann.name(), email("plain@example.org", &[Notify])).await.expect("created").name;
+        let plain = manager
+            .create_contact(ann.name(), email("plain@example.org", &[Notify]))
+            .await
+            .expect("created")
+            .name;
         send_code(&manager, &plain).await.expect("sent");
         let code = mail.next_to("plain@example.org").await.code();
         let plain = manager.verify_contact(&plain, &code).await.expect("for notices");
         let request = pb::UpdateContactRequest {
-            contact: Some(pb::Contact { purposes: vec![Recovery.into()], ..plain }),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["purposes".to_owned()] }),
+            contact: Some(pb::Contact {
+                purposes: vec![Recovery.into()],
+                ..plain
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["purposes".to_owned()],
+            }),
             ..Default::default()
         };
         let refused = manager.contacts().update_contact(request).await;
@@ -787,34 +833,80 @@ on_both_engines! {
         server.advance_s(8 * 24 * 3600);
         let thief = server.sign_in("ann").await;
         let stripped = pb::UpdateContactRequest {
-            contact: Some(pb::Contact { purposes: vec![Login.into()], etag: String::new(), ..own.clone() }),
-            update_mask: Some(prost_types::FieldMask { paths: vec!["purposes".to_owned()] }),
+            contact: Some(pb::Contact {
+                purposes: vec![Login.into()],
+                etag: String::new(),
+                ..own.clone()
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["purposes".to_owned()],
+            }),
             ..Default::default()
         };
-        thief.actor.contacts().update_contact(stripped).await.expect("updated");
+        thief
+            .actor
+            .contacts()
+            .update_contact(stripped)
+            .await
+            .expect("updated");
         let (_, first) = mail.next_to("ann@example.org").await.link();
         server.advance_s(1);
         let hers = proven(&mail, &thief, "mallory@example.net", &[Login, Recovery]).await;
         // She is told of that as well, where she was reached before.
         mail.next_to("ann@example.org").await.link();
         server.advance_s(1);
-        let delete = pb::DeleteContactRequest { name: own.name.clone(), ..Default::default() };
-        thief.actor.contacts().delete_contact(delete).await.expect("deleted");
+        let delete = pb::DeleteContactRequest {
+            name: own.name.clone(),
+            ..Default::default()
+        };
+        thief
+            .actor
+            .contacts()
+            .delete_contact(delete)
+            .await
+            .expect("deleted");
         let notices = [mail.next().await, mail.next().await];
         for notice in notices {
             let has_link = notice.text().contains("revert-contact#token=adcb_");
             assert_eq!(has_link, notice.to == ["ann@example.org"], "{notice:?}");
         }
         // Put there so that hers could not come back.
-        thief.actor.create_contact("users/me", email("ANN@example.org", &[])).await.expect("created");
-        revert(&server.anonymous().await, &first["token"]).await.expect("reverted");
+        thief
+            .actor
+            .create_contact("users/me", email("ANN@example.org", &[]))
+            .await
+            .expect("created");
+        revert(&server.anonymous().await, &first["token"])
+            .await
+            .expect("reverted");
         let operator = server.operator().await;
         assert_refused(operator.get_contact(&hers.name).await, Reason::NotFound);
         let back = operator.get_contact(&own.name).await.expect("back");
-        assert_eq!((&back.value, &back.purposes, back.primary), (&own.value, &own.purposes, true));
-        let list = pb::ListContactsRequest { parent: ann.name().to_owned(), ..Default::default() };
-        assert_eq!(operator.contacts().list_contacts(list).await.expect("a list").into_inner().contacts.len(), 1);
-        server.anonymous().await.sign_in("ann@example.org", &password("ann")).await.expect("hers again");
+        assert_eq!(
+            (&back.value, &back.purposes, back.primary),
+            (&own.value, &own.purposes, true)
+        );
+        let list = pb::ListContactsRequest {
+            parent: ann.name().to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(
+            operator
+                .contacts()
+                .list_contacts(list)
+                .await
+                .expect("a list")
+                .into_inner()
+                .contacts
+                .len(),
+            1
+        );
+        server
+            .anonymous()
+            .await
+            .sign_in("ann@example.org", &password("ann"))
+            .await
+            .expect("hers again");
     }
 
     async fn nothing_that_people_write_becomes_more_than_text(engine: Engine) {
@@ -1043,11 +1135,17 @@ mod crash {
             let operator = installation.bootstrap(&process).await;
             let mut wanted = BTreeSet::new();
             for user in 0..MESSAGES / 50 {
-                let user = operator.create_user(pb::User { username: format!("user{user}"), ..Default::default() });
+                let user = operator.create_user(pb::User {
+                    username: format!("user{user}"),
+                    ..Default::default()
+                });
                 let user = user.await.expect("created").name;
                 for number in 0..50 {
                     let address = format!("a{number}@{}.example", &user[6..]);
-                    let contact = operator.create_contact(&user, email(&address, &[])).await.expect("created");
+                    let contact = operator
+                        .create_contact(&user, email(&address, &[]))
+                        .await
+                        .expect("created");
                     send_code(&operator, &contact.name).await.expect("sent");
                     wanted.insert(address);
                 }
@@ -1062,7 +1160,9 @@ mod crash {
             while ids.len() < MESSAGES {
                 mail.next().await;
                 for mail in mail.mails() {
-                    ids.entry(mail.to[0].clone()).or_default().insert(mail.header("Message-ID"));
+                    ids.entry(mail.to[0].clone())
+                        .or_default()
+                        .insert(mail.header("Message-ID"));
                 }
             }
             assert!(mail.mails().len() >= MESSAGES);
@@ -1073,7 +1173,10 @@ mod crash {
             let (status, text, _) = installation.run(&["message", "list"]);
             assert_eq!((status.success(), &*text), (true, ""));
             let (status, text, _) = installation.run(&["message", "redrive"]);
-            assert_eq!((status.success(), &*text), (true, "0 messages wait to be sent again\n"));
+            assert_eq!(
+                (status.success(), &*text),
+                (true, "0 messages wait to be sent again\n")
+            );
         }
     }
 }
@@ -1177,31 +1280,54 @@ mod webhook {
             });
             let server = server.await;
             let ann = server.signed_in("ann").await.actor;
-            let mail = ann.create_contact("users/me", email("ann@example.org", &[])).await.expect("created");
+            let mail = ann
+                .create_contact("users/me", email("ann@example.org", &[]))
+                .await
+                .expect("created");
             assert_refused(send_code(&ann, &mail.name).await, Reason::DeliveryUnavailable);
-            let number = ann.create_contact("users/me", phone("+41 44 668 18 00", &[Login])).await.expect("created");
+            let number = ann
+                .create_contact("users/me", phone("+41 44 668 18 00", &[Login]))
+                .await
+                .expect("created");
             *gateway.status.lock().expect("not poisoned") = "503 Busy";
             send_code(&ann, &number.name).await.expect("sent");
             let (first, _) = gateway.next().await;
             *gateway.status.lock().expect("not poisoned") = "202 Accepted";
-            while server.running.app.metrics.encode().expect("metrics").lines().all(|line| !line.contains("\"later\"")) {
+            while server
+                .running
+                .app
+                .metrics
+                .encode()
+                .expect("metrics")
+                .lines()
+                .all(|line| !line.contains("\"later\""))
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             server.advance_s(15);
             let (second, body) = gateway.next().await;
             assert_eq!(first, second);
-            assert_eq!((&body["type"], &body["channel"], &body["to"]), (&"contact_code".into(), &"sms".into(), &"+41446681800".into()));
+            assert_eq!(
+                (&body["type"], &body["channel"], &body["to"]),
+                (&"contact_code".into(), &"sms".into(), &"+41446681800".into())
+            );
             let text = body["content"]["text"].as_str().expect("text");
             let code: String = text.chars().filter(char::is_ascii_digit).take(8).collect();
             ann.verify_contact(&number.name, &code).await.expect("verified");
             let anonymous = server.anonymous().await;
-            let asked = ask_code(&anonymous, "+41446681800", ChallengeMethod::SmsCode).await.expect("asked");
+            let asked = ask_code(&anonymous, "+41446681800", ChallengeMethod::SmsCode)
+                .await
+                .expect("asked");
             let (_, body) = gateway.next().await;
             let text = body["content"]["text"].as_str().expect("text");
             let code: String = text.chars().filter(char::is_ascii_digit).take(8).collect();
-            factors::answer(&anonymous, &asked, Answer::Code(code)).await.expect("signed in");
+            factors::answer(&anonymous, &asked, Answer::Code(code))
+                .await
+                .expect("signed in");
             *gateway.status.lock().expect("not poisoned") = "400 Bad Request";
-            ask_code(&anonymous, "ann", ChallengeMethod::SmsCode).await.expect("asked");
+            ask_code(&anonymous, "ann", ChallengeMethod::SmsCode)
+                .await
+                .expect("asked");
             gateway.next().await;
             assert_eq!(settled(&server).await["dead"], 1);
         }

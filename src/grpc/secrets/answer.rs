@@ -12,7 +12,7 @@ use crate::{
     domain::{
         assurance::Factor,
         challenge::{self, Challenge, Purpose},
-        contact::{self, Contact, MAX_CONTACTS},
+        contact::{self, Contact},
         credential::{Kind, Parameters},
         error::{Error, Reason, Result},
         message::{self, Channel, Recipient},
@@ -94,7 +94,7 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
         (factor, &challenge.question.purpose)
     {
         let mut db = call.db().read().await?;
-        let contacts = contacts::list(&mut db, id.into(), None, None, MAX_CONTACTS).await?;
+        let contacts = contacts::list_all(&mut db, id.into()).await?;
         drop(db);
         let is_asked = |contact: &&Contact| {
             let channel = match factor {
