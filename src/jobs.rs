@@ -147,14 +147,8 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
     }
     let retention = &app.config.retention;
     let ago = |seconds: i64| now.plus_s(-seconds);
-    let throttles_s = app
-        .config
-        .throttle
-        .account_forget_s
-        .max(app.config.throttle.network_forget_s)
-        .max(app.config.throttle.second_factor_forget_s);
     let old = [
-        (Table::Throttles, ago(throttles_s)),
+        (Table::Throttles, ago(CLOCKS_APART_S)),
         (Table::Requests, ago(retention.requests_s)),
         (Table::RevokedTokens, ago(CLOCKS_APART_S)),
         (Table::PasswordResets, now),

@@ -348,12 +348,10 @@ section! {
         max_at_once: usize = 8,
         /// Messages that may wait to be sent; above that nobody can ask for one.
         max_queued: i64 = 100_000,
-        /// How often one is tried before it is given up; with the waits between, hours.
-        max_attempts: i64 = 12,
         /// Seconds until a message comes up again whose process has died over it; more than the time-outs of
         /// the senders.
         lease_s: i64 = 120,
-        /// Seconds until a notice is of no use any more; codes and links end with what they are for.
+        /// Seconds for which a notice is tried; codes and links are while they are of use.
         notice_lifetime_s: i64 = 259_200,
         /// Seconds in which the owner of a contact can take back what somebody has changed; at most 30 days.
         revert_lifetime_s: i64 = 604_800,

@@ -160,6 +160,83 @@ fn settings_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn messages_are_sent_in_ways_that_can_work_and_are_safe() {
+    let smtp = [
+        ("ACCOUNTD_MESSAGES__EMAIL", "smtp"),
+        ("ACCOUNTD_SMTP__HOST", "mail.example"),
+        ("ACCOUNTD_SMTP__FROM", "no-reply@example.org"),
+    ];
+    let webhook = [
+        ("ACCOUNTD_MESSAGES__SMS", "webhook"),
+        ("ACCOUNTD_WEBHOOK__URL", "https://gateway.example"),
+        ("ACCOUNTD_WEBHOOK__SECRET_FILE", "secret"),
+    ];
+    let log = [("ACCOUNTD_MESSAGES__EMAIL", "log")];
+    let with = |base: &[(&str, &str)], more: &[(&str, &str)]| load(&[base, more].concat(), &[]);
+    for base in [&smtp[..], &webhook, &log] {
+        assert!(with(base, &[]).is_ok(), "{base:?}");
+        assert!(
+            base.len() == 1 || load(&base[..1], &[]).is_err(),
+            "{base:?}"
+        );
+    }
+    assert!(with(&log, &[("ACCOUNTD_PUBLIC_URL", "http://localhost:8080")]).is_ok());
+    for (base, name, value, named) in [
+        (&log[..], "ACCOUNTD_PUBLIC_URL", "https://id.example", "log"),
+        (&log, "ACCOUNTD_MESSAGES__SMS", "smtp", "messages.sms"),
+        (&log, "ACCOUNTD_MESSAGES__EMAIL", "pigeon", "messages.email"),
+        (&smtp, "ACCOUNTD_SMTP__SECURITY", "none", "smtp.security"),
+        (
+            &smtp,
+            "ACCOUNTD_SMTP__USERNAME",
+            "accountd",
+            "password_file",
+        ),
+        (&smtp, "ACCOUNTD_SMTP__TIMEOUT_S", "61", "smtp.timeout_s"),
+        (
+            &smtp,
+            "ACCOUNTD_MESSAGES__LEASE_S",
+            "20",
+            "messages.lease_s",
+        ),
+        (
+            &smtp,
+            "ACCOUNTD_MESSAGES__PAGES_URL",
+            "login.example",
+            "pages_url",
+        ),
+        (
+            &smtp,
+            "ACCOUNTD_MESSAGES__REVERT_LIFETIME_S",
+            "2592001",
+            "revert_lifetime_s",
+        ),
+        (
+            &smtp,
+            "ACCOUNTD_RETENTION__IDENTIFIERS_S",
+            "604799",
+            "identifiers_s",
+        ),
+        (
+            &webhook,
+            "ACCOUNTD_MESSAGES__LEASE_S",
+            "20",
+            "messages.lease_s",
+        ),
+        (
+            &webhook,
+            "ACCOUNTD_WEBHOOK__TIMEOUT_S",
+            "61",
+            "webhook.timeout_s",
+        ),
+    ] {
+        let error = with(base, &[(name, value)]).err();
+        let error = error.unwrap_or_else(|| panic!("{name}={value}"));
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
 fn plaintext_beyond_this_machine_has_to_be_meant() {
     let error = load(&[], &[("listen", "10.0.0.1:8080")])
         .err()

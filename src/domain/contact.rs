@@ -117,6 +117,13 @@ pub enum Purpose {
     Billing,
 }
 
+impl Purpose {
+    /// Whether somebody gets into the account by it.
+    pub const fn lets_in(self) -> bool {
+        matches!(self, Self::Login | Self::Recovery)
+    }
+}
+
 /// How it was shown that a contact is in the hands of the account's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -299,8 +306,7 @@ impl Contact {
         kind: Kind,
         purposes: &[Purpose],
     ) -> Result<(), String> {
-        let gets_in = [Purpose::Login, Purpose::Recovery];
-        if !purposes.iter().any(|purpose| gets_in.contains(purpose)) {
+        if !purposes.iter().any(|purpose| purpose.lets_in()) {
             return Ok(());
         }
         if matches!(account, AccountId::System(_)) {
@@ -313,6 +319,16 @@ impl Contact {
         }
         Ok(())
     }
+}
+
+/// Of an account's contacts those that are believed when two of them take back what the other does, and the
+/// rest: whatever was there first, and what has been there since before `settled`.
+pub fn believed(contacts: Vec<Contact>, settled: Timestamp) -> (Vec<Contact>, Vec<Contact>) {
+    let first = contacts.iter().filter_map(Contact::proof_time).min();
+    contacts.into_iter().partition(|contact| {
+        let time = contact.proof_time();
+        time.is_some() && time == first || time.is_some_and(|time| time <= settled)
+    })
 }
 
 /// All of a contact that its owner may want back after somebody has changed it.
@@ -433,6 +449,32 @@ mod tests {
         assert!(contact.serves(Purpose::Recovery) && contact.may_be_primary());
         contact.purposes = vec![Purpose::Notify];
         assert_eq!(contact.identifier(), None);
+    }
+
+    #[test]
+    fn who_was_there_first_is_believed_and_in_time_all_the_others() {
+        let proven = |seconds: i64| {
+            let mut contact = contact(email(&format!("ann{seconds}@example.org")));
+            contact.prove(Proof {
+                time: NOW.plus_s(seconds),
+                ..proof()
+            });
+            contact
+        };
+        let unproven = contact(email("nobody@example.org"));
+        let all = vec![proven(5), unproven, proven(1), proven(9)];
+        let times = |settled: i64| {
+            let (believed, rest) = believed(all.clone(), NOW.plus_s(settled));
+            assert_eq!(believed.len() + rest.len(), all.len());
+            let times = believed.iter().filter_map(Contact::proof_time);
+            times
+                .map(|time| time.seconds() - NOW.seconds())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(times(0), [1]);
+        assert_eq!(times(5), [5, 1]);
+        assert_eq!(times(9), [5, 1, 9]);
+        assert_eq!(believed(vec![], NOW), (vec![], vec![]));
     }
 
     #[test]

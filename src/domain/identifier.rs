@@ -4,6 +4,7 @@
 //! most. An address or number is an identifier once its owner has proven it, and not before.
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization as _;
 
 use super::{email::Email, phone::Phone, username};
 
@@ -57,12 +58,14 @@ impl Identifier {
         if text.chars().count() > MAX_IDENTIFIER {
             return None;
         }
-        if text.contains('@') {
-            let email = Email::parse(text).ok()?;
+        // Whatever width it was typed in.
+        let plain: String = text.nfkc().collect();
+        if plain.contains('@') {
+            let email = Email::parse(&plain).ok()?;
             return Some(Self::new(Kind::Email, email.key().to_owned()));
         }
-        if text.starts_with('+') {
-            let phone = Phone::parse(text).ok()?;
+        if plain.starts_with('+') {
+            let phone = Phone::parse(&plain).ok()?;
             return Some(Self::new(Kind::Phone, phone.e164().to_owned()));
         }
         username::key(text).map(|key| Self::new(Kind::Username, key))
@@ -106,6 +109,8 @@ mod tests {
         assert_eq!(typed(" Alice "), is(Kind::Username, "alice"));
         assert_eq!(typed("Ann@Example.org"), is(Kind::Email, "ann@example.org"));
         assert_eq!(typed("+41 44 668 18 00"), is(Kind::Phone, "+41446681800"));
+        assert_eq!(typed("ＡＮＮ＠example.org"), typed("ann@example.org"));
+        assert_eq!(typed("＋４１446681800"), typed("+41446681800"));
         for nobody in ["", "ann@", "+41", "a b", &"x".repeat(300)] {
             assert_eq!(typed(nobody), None, "{nobody}");
         }
@@ -120,9 +125,16 @@ mod tests {
 
     #[test]
     fn a_canonical_form_is_its_own() {
-        for text in ["Alice", "Ann@Example.org", "+41 44 668 18 00", "no one's"] {
+        let is_stable = |text: &str| {
             let once = canonical(text);
             assert_eq!(canonical(&once), once, "{text}");
+        };
+        for text in ["Alice", "Ann@Example.org", "+41 44 668 18 00", "no one's"] {
+            is_stable(text);
+        }
+        for c in '\0'..=char::MAX {
+            is_stable(&format!("{c}41446681800"));
+            is_stable(&format!("ann{c}bücher.example"));
         }
     }
 }

@@ -10,6 +10,7 @@ use unicode_normalization::char::is_combining_mark;
 use uuid::Uuid;
 
 use super::{
+    assurance::Factor,
     contact::{self, Contact, Purpose, Value},
     email::Email,
     identifier::Identifier,
@@ -62,9 +63,11 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether it tells of what has happened: of these none is ever dropped because there were many.
-    pub const fn is_notice(self) -> bool {
-        matches!(self, Self::PasswordChanged | Self::ContactChanged)
+    /// Those that tell of what has happened: none of them is ever dropped because there were many.
+    pub const NOTICES: [Self; 2] = [Self::PasswordChanged, Self::ContactChanged];
+
+    pub fn is_notice(self) -> bool {
+        Self::NOTICES.contains(&self)
     }
 }
 
@@ -80,6 +83,14 @@ impl Channel {
         match self {
             Self::Email => "email",
             Self::Sms => "sms",
+        }
+    }
+
+    /// By which a code that is such a factor goes.
+    pub const fn of_factor(factor: Factor) -> Self {
+        match factor {
+            Factor::SmsCode => Self::Sms,
+            _ => Self::Email,
         }
     }
 
@@ -105,6 +116,9 @@ pub struct Message {
     pub facts: Facts,
     /// What is stored of the code, if that is to be stored when it is known whose it is.
     pub unlocks: Option<Digest>,
+    /// Who asks, if that is somebody whom strangers must not hold up: a device of the recipient's, or the
+    /// account that the address is to belong to.
+    pub asker: Option<Uuid>,
 }
 
 /// What a message says is a secret of its recipient.
@@ -146,7 +160,7 @@ pub struct Recipient {
 pub struct Facts {
     pub code: String,
     pub link: String,
-    /// How long code and link are good for, in minutes.
+    /// How long what the message holds is good for, in minutes: the code, where there is one, or the link.
     pub minutes: i64,
     /// What was done to a contact.
     pub change: Option<ContactChange>,
@@ -164,6 +178,8 @@ pub enum ContactChange {
     Added,
     /// Another value waits to be proven.
     Changed,
+    /// The other value was proven.
+    Replaced,
     /// It serves other purposes now.
     Purposes,
     Removed,
@@ -172,9 +188,10 @@ pub enum ContactChange {
 }
 
 impl ContactChange {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Added,
         Self::Changed,
+        Self::Replaced,
         Self::Purposes,
         Self::Removed,
         Self::Reverted,
@@ -185,6 +202,7 @@ impl ContactChange {
         match self {
             Self::Added => "added",
             Self::Changed => "changed",
+            Self::Replaced => "replaced",
             Self::Purposes => "purposes",
             Self::Removed => "removed",
             Self::Reverted => "reverted",
@@ -207,6 +225,7 @@ impl Recipient {
         Self::at(&contact.value)
     }
 
+    /// Where it would be with another value.
     pub fn at(value: &Value) -> Option<Self> {
         let address = match value {
             Value::Email(email) => email.mailbox(),

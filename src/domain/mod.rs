@@ -25,6 +25,7 @@ pub mod master_key;
 pub mod message;
 pub mod name;
 pub mod network;
+pub mod pace;
 pub mod page;
 pub mod passkey;
 pub mod password;

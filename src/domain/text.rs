@@ -49,6 +49,13 @@ pub fn name_key(name: &str) -> String {
     words.join(" ")
 }
 
+/// The beginning of one, which may end within a word or between two.
+pub fn name_prefix_key(prefix: &str) -> String {
+    let key = name_key(prefix);
+    let is_between = !key.is_empty() && prefix.ends_with(char::is_whitespace);
+    if is_between { key + " " } else { key }
+}
+
 /// BCP 47, in its canonical letter case; empty stays empty.
 pub fn language(tag: &str) -> Result<String, String> {
     if tag.is_empty() {

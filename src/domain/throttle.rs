@@ -32,10 +32,17 @@ pub enum Subject {
     Contact(AccountId, Identifier),
     /// Where messages of a kind with codes go: what strangers can ask for holds up nothing else.
     Messages(message::Kind, String),
+    /// The same, asked for by somebody whom strangers must not hold up: a device of the recipient's, or the
+    /// account that the address is to belong to.
+    MessagesFor(message::Kind, String, Uuid),
     /// Where notices go, which must not be held up by messages that anybody can ask for.
     Notices(String),
     /// Who asks for a message to whoever is found by this.
     Asking(String),
+    /// An account that asks for messages which prove its contacts.
+    AskingFor(AccountId),
+    /// An account whose owner changes its contacts.
+    Changes(AccountId),
     /// Who asks questions to whoever is found by this, of which nobody is told.
     Questions(String),
     /// An identifier that belongs to nobody.
@@ -60,6 +67,11 @@ impl Subject {
                 ("contact", format!("{account}:{kind}:{}", value.key))
             }
             Self::Messages(kind, address) => ("messages", format!("{}:{address}", kind.name())),
+            Self::MessagesFor(kind, address, asker) => {
+                ("messages for", format!("{}:{asker}:{address}", kind.name()))
+            }
+            Self::AskingFor(account) => ("asking for", account.to_string()),
+            Self::Changes(account) => ("changes", account.to_string()),
             Self::Notices(address) => ("notices", address.clone()),
             Self::Asking(identifier) => ("asking", identifier.clone()),
             Self::Questions(identifier) => ("questions", identifier.clone()),
@@ -87,6 +99,30 @@ pub struct Rule {
     pub forget_after_s: i64,
 }
 
+/// What one message is counted for at its address. What strangers ask for holds up no device of the
+/// recipient's; and what other accounts do with an address holds up nobody before there are many of them.
+pub fn of_message(
+    rule: Rule,
+    kind: message::Kind,
+    asker: Option<Uuid>,
+    to: &message::Recipient,
+) -> Vec<(Subject, Rule)> {
+    let at = to.key();
+    let of_many = Rule {
+        free: rule.free.saturating_mul(4),
+        ..rule
+    };
+    match asker {
+        _ if kind.is_notice() => vec![(Subject::Notices(at), rule)],
+        None => vec![(Subject::Messages(kind, at), rule)],
+        Some(asker) if kind == message::Kind::ContactCode => vec![
+            (Subject::MessagesFor(kind, at.clone(), asker), rule),
+            (Subject::Messages(kind, at), of_many),
+        ],
+        Some(asker) => vec![(Subject::MessagesFor(kind, at, asker), rule)],
+    }
+}
+
 /// The failures of one subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counter {
@@ -107,6 +143,12 @@ impl Counter {
 }
 
 impl Rule {
+    /// When a counter says nothing any more.
+    pub fn forget_time(&self, counter: Counter) -> Timestamp {
+        let waited = counter.last_time.plus_s(self.forget_after_s);
+        waited.max(counter.next_time)
+    }
+
     /// Counts one more attempt, or says how long to wait for the next.
     pub fn charge(&self, counter: Counter, now: Timestamp) -> Result<Counter, Duration> {
         let counter = if counter.last_time.plus_s(self.forget_after_s) <= now {

@@ -3,12 +3,15 @@
 //! Invariant: the canonical form of a canonical form is itself, so two spellings are equal exactly
 //! when their keys are. Of names that look alike one person has one.
 
-use std::sync::LazyLock;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use precis_profiles::{UsernameCaseMapped, precis_core::profile::PrecisFastInvocation};
 use unicode_security::{MixedScript, skeleton};
 
-use super::identifier::{Identifier, Kind, MAX_IDENTIFIER};
+use super::{
+    identifier::{Identifier, Kind, MAX_IDENTIFIER},
+    text,
+};
 
 /// A name as written and as compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,27 +103,38 @@ impl Username {
         &self.key
     }
 
-    /// What it is found by, and what it looks like (UTS 39 section 4), which is taken with it.
-    pub fn identifiers(&self) -> [Identifier; 2] {
+    /// What it is found by, and what it looks like, as it is written and as it is compared, which is taken
+    /// with it.
+    pub fn identifiers(&self) -> Vec<Identifier> {
         let username = Identifier::new(Kind::Username, self.key.clone());
-        let look = username_look(&username.key);
-        [username, look]
+        let looks = BTreeSet::from([look(&self.text), look(&self.key)]);
+        let looks = looks.into_iter();
+        let looks = looks.map(|look| Identifier::new(Kind::UsernameLook, look));
+        [username].into_iter().chain(looks).collect()
     }
 
     /// Whether it is, or looks like, one of the names in [`RESERVED`].
     pub fn is_reserved(&self) -> bool {
-        static LOOKS: LazyLock<Vec<String>> = LazyLock::new(|| RESERVED.map(look).to_vec());
-        LOOKS.contains(&look(&self.key))
+        static LOOKS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+            let looks = |name: &str| [look(name), look(&name.to_uppercase()), look(&title(name))];
+            RESERVED.iter().copied().flat_map(looks).collect()
+        });
+        LOOKS.contains(&look(&self.text)) || LOOKS.contains(&look(&self.key))
     }
 }
 
-/// What the username of this key looks like.
-pub fn username_look(key: &str) -> Identifier {
-    Identifier::new(Kind::UsernameLook, look(key))
+/// What letters look like (UTS 39 section 4), whatever their case: to the eye `I` is `l`, which `i` is not, so
+/// what stands there is looked at before its case is forgotten, and after.
+fn look(text: &str) -> String {
+    let plain: String = skeleton(text).collect();
+    skeleton(&text::fold(&plain)).collect()
 }
 
-fn look(key: &str) -> String {
-    skeleton(key).collect()
+/// With a capital at the beginning.
+fn title(name: &str) -> String {
+    let mut letters = name.chars();
+    let first = letters.next().map(char::to_uppercase);
+    first.into_iter().flatten().chain(letters).collect()
 }
 
 /// The key under which what somebody typed would be found; `None` if it cannot be anybody's.
@@ -182,15 +196,32 @@ mod tests {
     #[test]
     fn names_that_look_alike_share_a_look() {
         let look = |text| {
-            let [_, look] = Username::parse(text).expect(text).identifiers();
-            look.key
+            let identifiers = Username::parse(text).expect(text).identifiers();
+            identifiers
+                .into_iter()
+                .skip(1)
+                .map(|it| it.key)
+                .collect::<BTreeSet<_>>()
         };
-        for (one, other) in [("paypal", "paypa1"), ("Martin", "rnartin")] {
-            assert_eq!(look(one), look(other));
+        for (one, other) in [
+            ("paypal", "paypa1"),
+            ("paypal", "paypaI"),
+            ("PayPal", "paypaI"),
+            ("Martin", "rnartin"),
+            ("google", "G00GLE"),
+            ("google", "g00gle"),
+        ] {
+            assert!(!look(one).is_disjoint(&look(other)), "{one} and {other}");
         }
-        assert_ne!(look("alice"), look("alicia"));
+        for (one, other) in [("alice", "alicia"), ("ali", "all"), ("Mia", "Mla")] {
+            assert!(look(one).is_disjoint(&look(other)), "{one} and {other}");
+        }
         let is_reserved = |text| Username::parse(text).expect(text).is_reserved();
-        assert!(is_reserved("Admin") && is_reserved("adrnin") && is_reserved("ROOT"));
+        for name in [
+            "Admin", "adrnin", "ROOT", "ADMlN", "SUPP0RT", "R00t", "r00t", "officiaI",
+        ] {
+            assert!(is_reserved(name), "{name}");
+        }
         assert!(!is_reserved("adam") && !is_reserved("rooted"));
     }
 

@@ -21,8 +21,8 @@ pub(super) async fn state(db: &mut Read, account: AccountId) -> Result<Lifecycle
     found.ok_or_else(|| Error::not_found(account.to_string()))
 }
 
-/// Looking after people is not looking after machines: their secrets need the scope for changing them
-/// as well.
+/// Looking after people is not looking after machines: what belongs to those needs the scope for changing
+/// them as well.
 pub(super) fn require_to_manage(call: &Call, account: AccountId) -> Result<()> {
     match account {
         AccountId::System(_) if call.caller.account() != Some(account) => {

@@ -1,6 +1,8 @@
 //! Challenges on their way to the person: opened by SessionService, for a sign-in, its second step or a
 //! step-up.
 
+use uuid::Uuid;
+
 use super::{
     call::{Call, mutate},
     convert, messages,
@@ -123,7 +125,7 @@ async fn create_for_sign_in(
     let method = method.ok_or_else(|| Error::internal("checked above"))?;
     let is_sent = is_message && delivery == Delivery::Send;
     if is_sent {
-        messages::require_sender(call, Some(channel(method)))?;
+        messages::require_sender(call, Some(Channel::of_factor(method)))?;
     }
     let (mut user, mut known_device) = (None, None);
     if !typed.is_empty() {
@@ -145,25 +147,28 @@ async fn create_for_sign_in(
         return Ok(first);
     }
     let asked = identifier::canonical(&typed);
-    if !asked.is_empty() {
-        let by = if is_sent {
-            Asked::Message(asked.clone())
-        } else {
-            Asked::Question(asked.clone())
-        };
-        secrets::ask(call, by, known_device, device.address).await?;
-    }
+    let address = device.address;
     let purpose = Purpose::SignIn(SignIn {
-        identifier: asked,
+        identifier: asked.clone(),
         first: None,
         device,
         known_device,
     });
     let opening = open(call, user, purpose, vec![method], wish, &[])?;
+    if !asked.is_empty() {
+        // Who has no room for an answer leaves no trace either.
+        require_room(&mut call.db().read().await?, call, &opening.challenge).await?;
+        let by = if is_sent {
+            Asked::Message(asked)
+        } else {
+            Asked::Question(asked)
+        };
+        secrets::ask(call, by, known_device, address).await?;
+    }
     if !is_sent {
         return store(call, &opening, None).await;
     }
-    let message = message(call, &opening, &typed, method);
+    let message = message(call, &opening, &typed, (method, known_device));
     let opening = Opening {
         code: String::new(),
         ..opening
@@ -172,14 +177,19 @@ async fn create_for_sign_in(
 }
 
 /// The message with a code; who gets it is looked up when it is sent.
-fn message(call: &Call, opening: &Opening, typed: &str, method: Factor) -> Message {
+fn message(
+    call: &Call,
+    opening: &Opening,
+    typed: &str,
+    (method, known_device): (Factor, Option<Uuid>),
+) -> Message {
     let code = opening.code.clone();
     let lifetime_s = call.app().config.sign_in.challenge_lifetime_s;
     Message {
         kind: message::Kind::SignInCode,
         to: To::Whoever {
             who: Who::Identifier(Identifier::typed(typed)),
-            channel: Some(channel(method)),
+            channel: Some(Channel::of_factor(method)),
             purpose: contact::Purpose::Login,
         },
         language: String::new(),
@@ -192,13 +202,7 @@ fn message(call: &Call, opening: &Opening, typed: &str, method: Factor) -> Messa
             ..Facts::default()
         },
         unlocks: None,
-    }
-}
-
-const fn channel(method: Factor) -> Channel {
-    match method {
-        Factor::SmsCode => Channel::Sms,
-        _ => Channel::Email,
+        asker: known_device,
     }
 }
 

@@ -4,12 +4,13 @@
 use super::{
     accounts,
     call::{Call, mutate},
-    contacts as service, messages, pb, secrets,
+    contacts::{demote_others, follow, remove, require_way_in, same_kind},
+    messages, pb, secrets,
 };
 use crate::{
     domain::{
         account::State,
-        contact::{Contact, Snapshot, Value},
+        contact::{self, Contact, Snapshot, Value},
         error::{Error, Reason, Result},
         message::{self, ContactChange, Facts},
         name::AccountId,
@@ -25,6 +26,9 @@ use crate::{
         users,
     },
 };
+
+/// Most contacts at which one change is told.
+const MAX_TOLD: usize = 50;
 
 /// Tells the owner of an account of a change that is about to be made to a contact, unless it has no power,
 /// and how to take it back.
@@ -62,6 +66,7 @@ pub(super) async fn announce(
         change: Some(match (before, after) {
             (None, _) => ContactChange::Added,
             (Some(_), None) => ContactChange::Removed,
+            (Some(before), Some(after)) if before.value != after.value => ContactChange::Replaced,
             (Some(before), Some(after)) if before.pending == after.pending => {
                 ContactChange::Purposes
             }
@@ -75,29 +80,34 @@ pub(super) async fn announce(
     };
     let mut all = contacts::list_all(tx, account).await?;
     let kind = message::Kind::ContactChanged;
-    // Of two who undo what the other does the one who was there first is believed.
-    let settled = call.now.plus_s(-lifetime_s);
     for change in contact_changes::list(tx, account, call.now).await? {
         let before = change.before;
         let before = before.and_then(|it| it.contact(account, change.contact, call.now));
         let Some(before) = before else { continue };
         // Whoever was told before a change that can be taken back is told on.
-        match all.iter_mut().find(|it| it.value == before.value) {
-            Some(now) => now.purposes.extend(before.purposes),
+        match all
+            .iter_mut()
+            .find(|it| it.proof.is_some() && it.value == before.value)
+        {
+            Some(contact) => {
+                if before.proof_time() < contact.proof_time() {
+                    contact.proof = before.proof;
+                }
+                contact.purposes.extend(before.purposes);
+            }
             None => all.push(before),
         }
     }
-    let first = all.iter().filter_map(Contact::proof_time).min();
-    let (older, newer): (Vec<Contact>, Vec<Contact>) = all.into_iter().partition(|contact| {
-        let time = contact.proof_time();
-        time == first || time.is_some_and(|time| time <= settled)
-    });
+    all.retain(|contact| contact.proof.is_some());
+    all.sort_by_key(Contact::proof_time);
+    all.truncate(MAX_TOLD);
+    let (believed, others) = contact::believed(all, call.now.plus_s(-lifetime_s));
     let unlinked = Facts {
         link: String::new(),
         ..facts.clone()
     };
-    messages::notify(tx, call, account, &older, before, kind, facts).await?;
-    messages::notify(tx, call, account, &newer, before, kind, unlinked).await
+    messages::notify(tx, call, account, &believed, before, kind, facts).await?;
+    messages::notify(tx, call, account, &others, before, kind, unlinked).await
 }
 
 /// Takes a change back, with all that came after it.
@@ -119,14 +129,21 @@ pub(super) async fn undo(
         }
         let mut told = contacts::list_all(tx, account).await?;
         // The last first.
-        let mut contact = None;
+        let (mut contact, mut undone) = (None, Vec::new());
         for change in contact_changes::redeem_later(tx, &change).await? {
+            undone.extend(contacts::find(tx, account, change.contact).await?);
             contact = revert(tx, call, &change).await?;
+        }
+        for before in &undone {
+            require_way_in(tx, before).await?;
         }
         // Whoever was there, and whoever is there again.
         let after = contacts::list_all(tx, account).await?;
-        let new = |it: &Contact| told.iter().all(|known| known.value != it.value);
-        let back: Vec<Contact> = after.into_iter().filter(new).collect();
+        let is_told = |it: &Contact| {
+            told.iter()
+                .any(|known| known.proof.is_some() && known.value == it.value)
+        };
+        let back: Vec<Contact> = after.into_iter().filter(|it| !is_told(it)).collect();
         told.extend(back);
         let ended_sessions = match account {
             AccountId::User(user) => {
@@ -153,36 +170,35 @@ pub(super) async fn undo(
 /// Makes a contact what it was before a change; what there is of it then, or was until now.
 async fn revert(tx: &mut Write, call: &Call, change: &Change) -> Result<Option<Contact>> {
     let (account, id) = (change.account, change.contact);
-    let now = contacts::find(tx, account, id).await?;
+    let current = contacts::find(tx, account, id).await?;
     let Some(before) = change.before.clone() else {
-        if let Some(added) = &now {
-            service::remove(tx, call, added).await?;
+        if let Some(added) = &current {
+            remove(tx, call, added).await?;
         }
-        return Ok(now);
+        return Ok(current);
     };
     contact_codes::delete(tx, account, id).await?;
     let before = before.contact(account, id, call.now);
     let mut before = before.ok_or_else(|| Error::internal("a contact that cannot be read"))?;
-    for other in service::same_kind(tx, &before).await? {
+    for other in same_kind(tx, &before).await? {
         if other.id != id && other.value.identifier() == before.value.identifier() {
             // Put there so that this one could not come back.
-            contact_codes::delete(tx, account, other.id).await?;
-            contacts::delete(tx, account, other.id).await?;
+            remove(tx, call, &other).await?;
         }
     }
     if before.is_primary {
-        service::demote_others(tx, call, &before).await?;
+        demote_others(tx, call, &before).await?;
     }
     match contacts::find(tx, account, id).await? {
         None => contacts::insert(tx, &before).await?,
-        Some(now) => {
-            before.revision = now.revision;
-            before.is_primary |= now.is_primary;
+        Some(found) => {
+            before.revision = found.revision;
+            before.is_primary |= found.is_primary;
             before.touch(call.now);
             contacts::update(tx, &before).await?;
         }
     }
-    service::follow(tx, call, now.as_ref(), Some(&before)).await?;
+    follow(tx, call, current.as_ref(), Some(&before)).await?;
     Ok(Some(before))
 }
 

@@ -2,14 +2,16 @@
 
 use super::{
     call::{Call, mutate},
-    contact_changes, contact_fields, contacts as service, convert, messages,
+    contact_changes, contact_fields,
+    contacts::{find_current, follow, has_primary, require_change},
+    convert, messages,
     pb::{self, send_contact_code_request::Delivery},
     secrets::{self, Asked},
 };
 use crate::{
     domain::{
         challenge,
-        contact::{self, Contact, Purpose, Value},
+        contact::{self, Contact, Value},
         error::{Error, Reason, Result},
         message::{self, Channel, Facts, Message, Recipient, To},
         name::{AccountId, ContactId},
@@ -45,14 +47,14 @@ pub(super) async fn send(
     }
     if !is_returned {
         let mut db = call.db().read().await?;
-        service::require_change(&mut db, call, account).await?;
-        let contact = service::find_current(&mut db, account, id, &request.etag).await?;
+        require_change(&mut db, call, account).await?;
+        let contact = find_current(&mut db, account, id, &request.etag).await?;
         let channel = Channel::of(contact.require_unproven()?.kind());
         drop(db);
         messages::require_sender(call, channel)?;
         let is_own = call.caller.account() == Some(account);
         let address = call.address.filter(|_| is_own);
-        secrets::ask(call, Asked::of_account(account), None, address).await?;
+        secrets::ask(call, Asked::Proof(account), None, address).await?;
     }
     let typed = challenge::code(call.app().random.bytes());
     let link = Secret::new(Kind::ContactLink, &call.app().random.bytes::<32>());
@@ -60,12 +62,12 @@ pub(super) async fn send(
     let expire_time = call.now.plus_s(settings.contact_code_lifetime_s);
     let link_expire_time = call.now.plus_s(settings.contact_link_lifetime_s);
     let response = mutate!(call, |tx| {
-        service::require_change(tx, call, account).await?;
+        require_change(tx, call, account).await?;
         if is_returned {
             // Who has the code can make an address their own, in somebody else's name.
             call.require_full_power_over(tx, account).await?;
         }
-        let contact = service::find_current(tx, account, id, &request.etag).await?;
+        let contact = find_current(tx, account, id, &request.etag).await?;
         let value = contact.require_unproven()?;
         let digest = contact::code_digest(&typed, &contact, value, &call.app().keys.codes);
         let has_link = !is_returned && value.kind() == contact::Kind::Email;
@@ -130,6 +132,7 @@ async fn enqueue(
             ..Facts::default()
         },
         unlocks: None,
+        asker: Some(contact.account.uuid()),
     };
     let account = Some(contact.account);
     let expire_time = code.expire_time.max(code.link_expire_time);
@@ -140,10 +143,7 @@ async fn enqueue(
 /// may say that it is proven, and for frontends in which people register.
 pub(super) fn require_to_let_in(call: &Call, contact: &Contact) -> Result<()> {
     let is_own = call.caller.account() == Some(contact.account);
-    let lets_in = contact
-        .purposes
-        .iter()
-        .any(|it| [Purpose::Login, Purpose::Recovery].contains(it));
+    let lets_in = contact.purposes.iter().any(|purpose| purpose.lets_in());
     if lets_in && !is_own && !call.caller.holds("users.register") {
         return call.require("contacts.assert");
     }
@@ -158,29 +158,29 @@ pub(super) async fn verify(call: &Call, request: pb::VerifyContactRequest) -> Re
     let (account, id) = call.child("name", &request.name, "contacts")?;
     let id = ContactId(id);
     let mut db = call.db().read().await?;
-    service::require_change(&mut db, call, account).await?;
-    let contact = service::find_current(&mut db, account, id, &request.etag).await?;
+    require_change(&mut db, call, account).await?;
+    let contact = find_current(&mut db, account, id, &request.etag).await?;
     drop(db);
     require_to_let_in(call, &contact)?;
     let value = contact.require_unproven()?.clone();
     let (code, method) = secrets::contact_code(call, &contact, &value, &request.code).await?;
     mutate!(call, |tx| {
-        service::require_change(tx, call, account).await?;
-        let mut contact = service::find_current(tx, account, id, &request.etag).await?;
+        require_change(tx, call, account).await?;
+        let mut contact = find_current(tx, account, id, &request.etag).await?;
+        // It may have been given other purposes since.
+        require_to_let_in(call, &contact)?;
         let is_same = contact.unproven() == Some(&value);
         if !is_same || !contact_codes::redeem(tx, account, id, &code).await? {
             return Err(Error::Unauthenticated(Reason::InvalidCode));
         }
         let before = contact.clone();
-        let is_new = before.proof.is_none();
-        if is_new {
-            contact_changes::announce(tx, call, None, Some(&before)).await?;
-        }
         contact.prove(contact_fields::proof(call, method));
-        contact.is_primary |= !service::has_primary(tx, &contact).await?;
+        let replaced = before.proof.is_some().then_some(&before);
+        contact_changes::announce(tx, call, replaced, Some(&contact)).await?;
+        contact.is_primary |= !has_primary(tx, &contact).await?;
         contact.touch(call.now);
         contacts::update(tx, &contact).await?;
-        service::follow(tx, call, Some(&before), Some(&contact)).await?;
+        follow(tx, call, Some(&before), Some(&contact)).await?;
         let event = call.event().about(contact.name(), Some(account));
         events::append(tx, &event.detail("method", method.name())).await?;
         contact_fields::shown(&contact)

@@ -14,7 +14,7 @@ use crate::{
     app::App,
     domain::{
         account::State,
-        contact::{Contact, Kind, MAX_CONTACTS, Purpose, WRITABLE},
+        contact::{Contact, Kind, MAX_CONTACTS, WRITABLE},
         error::{Error, Fields, Reason, Result},
         filter,
         name::{AccountId, ContactId},
@@ -50,6 +50,9 @@ impl pb::contact_service_server::ContactService for Contacts {
         let contact = contact.ok_or_else(|| Error::internal("checked above"))?;
         let contact = mutate!(call, |tx| {
             require_change(tx, &call, account).await?;
+            if contact.proof.is_some() {
+                contact_changes::announce(tx, &call, None, Some(&contact)).await?;
+            }
             let contact = add(tx, &call, contact.clone()).await?;
             let event = call.event().about(contact.name(), Some(account));
             events::append(tx, &event.detail("kind", contact.kind().name())).await?;
@@ -109,8 +112,7 @@ impl pb::contact_service_server::ContactService for Contacts {
         let all = paths.len() == WRITABLE.len();
         let is_own = call.caller.account() == Some(account);
         if is_own && paths.iter().any(|path| *path != "label") {
-            let asked = Asked::Question(format!("contacts of {account}"));
-            secrets::ask(&call, asked, None, None).await?;
+            secrets::ask(&call, Asked::Change(account), None, None).await?;
         }
         let mut fields = Fields::new();
         let mut edits = Vec::new();
@@ -159,8 +161,14 @@ impl pb::contact_service_server::ContactService for Contacts {
 
     async fn delete_contact(&self, request: Request<pb::DeleteContactRequest>) -> Reply<()> {
         let (call, request) = Call::enter(&self.app, request).await?;
+        if call.first_answer::<()>().await?.is_some() {
+            return Ok(Response::new(()));
+        }
         let (account, id) = call.child("name", &request.name, "contacts")?;
         let id = ContactId(id);
+        if call.caller.account() == Some(account) {
+            secrets::ask(&call, Asked::Change(account), None, None).await?;
+        }
         mutate!(call, |tx| {
             require_change(tx, &call, account).await?;
             let contact = find_current(tx, account, id, &request.etag).await?;
@@ -276,9 +284,6 @@ pub(super) async fn add(tx: &mut Write, call: &Call, mut contact: Contact) -> Re
         let name = account.to_string();
         return Err(Error::precondition(Reason::LimitReached, name, text));
     }
-    if contact.proof.is_some() {
-        contact_changes::announce(tx, call, None, Some(&contact)).await?;
-    }
     contact.is_primary = contact.may_be_primary() && !has_primary(tx, &contact).await?;
     contacts::insert(tx, &contact).await?;
     follow(tx, call, None, Some(&contact)).await?;
@@ -340,8 +345,9 @@ pub(super) async fn follow(
     let Some(AccountId::User(user)) = account else {
         return Ok(());
     };
-    let lets_in =
-        |contact: &Contact| contact.serves(Purpose::Login) || contact.serves(Purpose::Recovery);
+    let lets_in = |contact: &Contact| {
+        contact.proof.is_some() && contact.purposes.iter().any(|purpose| purpose.lets_in())
+    };
     let had = before
         .filter(|contact| lets_in(contact))
         .map(|contact| &contact.value);

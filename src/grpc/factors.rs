@@ -3,7 +3,8 @@
 use super::{
     accounts,
     call::{Call, mutate},
-    challenges, convert, credentials as service,
+    challenges, convert,
+    credentials::{edits, find, not_allowed, refuse_limits, require_own, require_room, shown},
     pb::{self, confirm_credential_request::Proof, enrolment::Factor as Enrolled},
     secrets,
 };
@@ -162,7 +163,7 @@ pub(super) async fn confirm(
     let session = call.caller.session();
     let session = session.ok_or_else(|| Error::internal("a user without a session"))?;
     let mut db = call.db().read().await?;
-    let mut credential = service::find(&mut db, account, id).await?;
+    let mut credential = find(&mut db, account, id).await?;
     let stored = factors::find(&mut db, user, id).await?;
     drop(db);
     let stored = stored.ok_or(Error::Conflict)?;
@@ -201,7 +202,7 @@ pub(super) async fn confirm(
     let passkey_id = passkey.as_ref().map(Passkey::id);
     mutate!(call, |tx| {
         require_active(tx, call, account).await?;
-        let before = service::find(tx, account, id).await?;
+        let before = find(tx, account, id).await?;
         convert::require_etag(&request.etag, before.revision, before.name())?;
         let confirmed = Confirmed {
             material: &material,
@@ -211,16 +212,16 @@ pub(super) async fn confirm(
         factors::confirm(tx, &credential, &confirmed, call.now).await?;
         let event = call.event().about(credential.name(), Some(account));
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
-        service::shown(&credential)
+        shown(&credential)
     })
 }
 
 /// The user who calls: nobody makes factors for somebody else (ASVS 6.4.6).
 async fn own(call: &Call, parent: AccountId, kind: Kind) -> Result<User> {
     let AccountId::User(id) = parent else {
-        return Err(service::not_allowed(parent, kind));
+        return Err(not_allowed(parent, kind));
     };
-    service::require_own(call, parent)?;
+    require_own(call, parent)?;
     users::get(&mut call.db().read().await?, id).await
 }
 
@@ -232,8 +233,8 @@ fn enrolment(
     kind: Kind,
     input: &pb::Credential,
 ) -> Result<Credential> {
-    let edits = service::edits(fields, &["label"], input, call.now);
-    service::refuse_limits(fields, input);
+    let edits = edits(fields, &["label"], input, call.now);
+    refuse_limits(fields, input);
     let lifetime_s = call.app().config.sign_in.enrolment_lifetime_s;
     let id = CredentialId(call.new_uuid());
     let mut credential = Credential::new(id, parent, kind, call.now);
@@ -253,7 +254,7 @@ async fn store(
     let parent = credential.account;
     let response = mutate!(call, |tx| {
         require_active(tx, call, parent).await?;
-        service::require_room(tx, parent, credential.kind, max).await?;
+        require_room(tx, parent, credential.kind, max).await?;
         credentials::insert(tx, credential, Kept::Material(material)).await?;
         let event = call.event().about(credential.name(), Some(parent));
         events::append(tx, &event.detail("kind", credential.kind.name())).await?;
@@ -264,7 +265,7 @@ async fn store(
 
 fn response(credential: &Credential, factor: Enrolled) -> pb::CreateCredentialResponse {
     pb::CreateCredentialResponse {
-        credential: Some(service::shown(credential)),
+        credential: Some(shown(credential)),
         secret: String::new(),
         enrolment: Some(pb::Enrolment {
             factor: Some(factor),

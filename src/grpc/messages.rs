@@ -115,6 +115,7 @@ pub(super) async fn notify(
                 ..facts.clone()
             },
             unlocks: None,
+            asker: None,
         };
         let expire_time = call.now.plus_s(lifetime_s);
         enqueue(tx, call, Some(account), &message, expire_time).await?;

@@ -275,6 +275,7 @@ async fn send_reset(
             ..Facts::default()
         },
         unlocks: Some(code.digest()),
+        asker: None,
     };
     mutate!(call, Isolation::ReadCommitted, |tx| {
         messages::enqueue(tx, call, None, &message, expire_time).await?;

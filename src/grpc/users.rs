@@ -380,8 +380,7 @@ impl pb::user_service_server::UserService for Users {
             let missing = || Error::not_found("an identifier that was given up");
             let former = former.ok_or_else(missing)?;
             if identifier.kind == identifier::Kind::Username {
-                let look = username::username_look(&identifier.key);
-                identifiers::release(tx, &look).await?;
+                identifiers::release_looks(tx, former).await?;
             }
             let event = call.event().about_account(former);
             events::append(tx, &event.detail("kind", identifier.kind.name())).await?;
@@ -643,11 +642,7 @@ fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
                 "names `{other}` and `{}`, of which it can name one",
                 term.field
             );
-            return Err(Error::invalid(
-                crate::domain::error::Reason::InvalidFilter,
-                "filter",
-                text,
-            ));
+            return Err(filter::refuse(text));
         }
         (query.order, query.keys) = (order, keys);
     }
@@ -658,7 +653,7 @@ fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
 fn names(term: &Term) -> (String, String) {
     match term.value.strip_suffix('*') {
         Some(prefix) => {
-            let key = text::fold(prefix).trim_start().to_owned();
+            let key = text::name_prefix_key(prefix);
             let last = format!("{key}{END_OF_NAMES}");
             (key, last)
         }

@@ -11,12 +11,13 @@ use crate::{
         error::{Error, Result},
         message::{self, Channel, Kind, Message, Recipient, To, Who},
         name::UserId,
-        throttle::Subject,
+        throttle::{self, Rule, Subject},
+        user::User,
     },
     grpc::call::Call,
     store::{
         contacts,
-        db::{Attempts, Isolation, Write},
+        db::{Attempts, Isolation, Read, Write},
         events,
         messages::{self, End, Taken},
         password_resets, throttles, transact, users,
@@ -45,14 +46,14 @@ pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
             error.to_string(),
         ),
     };
+    // What was done has taken its time.
+    let now = app.clock.now();
     let outcome = match outcome {
-        Outcome::Later(_, text) if taken.attempts >= app.config.messages.max_attempts => {
+        Outcome::Later(delay_s, text) if now.plus_s(delay_s) >= taken.expire_time => {
             Outcome::Ended(End::Dead, Some(text))
         }
         outcome => outcome,
     };
-    // What was done has taken its time.
-    let now = app.clock.now();
     app.metrics.message(taken.kind.name(), outcome.name());
     transact!(
         attempts(&call),
@@ -73,7 +74,7 @@ pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
             }
         }
     )?;
-    if let Outcome::Ended(End::Dead, Some(error)) = &outcome {
+    if let Outcome::Ended(End::Dead, error) = &outcome {
         tracing::warn!(message = %taken.id.0, kind = taken.kind.name(), error, "a message could not be sent");
     }
     let is_none = matches!(outcome, Outcome::Ended(End::Void | End::Dropped, _));
@@ -96,22 +97,33 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
     let app = call.app();
     let ended = |end, text: &str| Ok(Outcome::Ended(end, Some(text.to_owned())));
     if call.now >= taken.expire_time {
-        return ended(End::Dead, "was not sent before it was of no use any more");
+        // What kept it until now is known, if it was tried.
+        let text = "was not sent before it was of no use any more".to_owned();
+        let text = (taken.attempts == 1).then_some(text);
+        return Ok(Outcome::Ended(End::Dead, text));
     }
     let body = app.keys.messages.open(taken.id.0.as_bytes(), &taken.body);
     let message = body.and_then(|body| serde_json::from_slice::<Message>(&body).ok());
     let Some(message) = message else {
         return ended(End::Dead, "cannot be decrypted");
     };
-    let Some(Found {
-        message,
-        recipient,
-        user,
-    }) = resolve(call, message).await?
-    else {
-        return Ok(Outcome::Ended(End::Void, None));
+    let asked = message.to.clone();
+    let (message, recipient, user) = match &asked {
+        To::Address(recipient) => (message, recipient.clone(), None),
+        To::Whoever { .. } => match whoever(call, &mut call.db().read().await?, &asked).await? {
+            None => return Ok(Outcome::Ended(End::Void, None)),
+            Some((user, recipient)) => {
+                let message = Message {
+                    to: To::Address(recipient.clone()),
+                    language: user.profile.language_code.clone(),
+                    name: message::greeting(&user.profile.display_name),
+                    ..message
+                };
+                (message, recipient, Some(user.id))
+            }
+        },
     };
-    if let Some(wait) = over_cap(call, taken, &recipient).await? {
+    if let Some(wait) = over_cap(call, taken, &message, &recipient).await? {
         return if taken.kind.is_notice() {
             Ok(Outcome::Later(wait, "many to one address".to_owned()))
         } else {
@@ -119,10 +131,10 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
         };
     }
     if let Some(user) = user
-        && !keep(call, taken, user, &message).await?
+        && !keep(call, taken, (&asked, user, &recipient), &message).await?
     {
-        // Somebody else has it by now.
-        return Ok(Outcome::Later(0, "taken by another".to_owned()));
+        let text = "taken by another, or for somebody else by now";
+        return Ok(Outcome::Later(0, text.to_owned()));
     }
     let Some(sender) = app.messenger.sender(recipient.channel) else {
         return ended(End::Dead, "there is no way of sending it any more");
@@ -146,6 +158,10 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
             is_for_good: true,
         }) => Outcome::Ended(End::Dead, Some(text)),
         Err(Failure { text, .. }) => {
+            if taken.kind.is_notice() {
+                // It has not come there.
+                refund(call, &counters(call, &message, &recipient)).await?;
+            }
             let delay_s = message::delay_s(taken.attempts, taken.id.0);
             tracing::info!(message = %taken.id.0, delay_s, error = text, "a message has to wait");
             Outcome::Later(delay_s, text)
@@ -153,72 +169,54 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
     })
 }
 
-/// A message and who gets it.
-struct Found {
-    message: Message,
-    recipient: Recipient,
-    /// Who was found just now.
-    user: Option<UserId>,
-}
-
-/// Finds out who gets a message, if that is for now to say; `None` for nobody.
-async fn resolve(call: &Call, message: Message) -> Result<Option<Found>> {
-    let (who, channel, purpose) = match &message.to {
-        To::Address(recipient) => {
-            return Ok(Some(Found {
-                recipient: recipient.clone(),
-                message,
-                user: None,
-            }));
-        }
-        To::Whoever {
-            who,
-            channel,
-            purpose,
-        } => (who.clone(), *channel, *purpose),
+/// Who gets a message that is for whoever is found, and where; `None` for nobody.
+async fn whoever(call: &Call, db: &mut Read, to: &To) -> Result<Option<(User, Recipient)>> {
+    let To::Whoever {
+        who,
+        channel,
+        purpose,
+    } = to
+    else {
+        return Ok(None);
     };
-    let mut db = call.db().read().await?;
     let (identifier, user) = match who {
         Who::Identifier(None) => return Ok(None),
         Who::Identifier(Some(identifier)) => {
-            let user = users::find_by_identifier(&mut db, &identifier).await?;
+            let user = users::find_by_identifier(db, identifier).await?;
             (Some(identifier), user)
         }
-        Who::User(id) => (None, users::find(&mut db, UserId(id)).await?),
+        Who::User(id) => (None, users::find(db, UserId(*id)).await?),
     };
     let Some(user) = user.filter(|user| user.lifecycle.may_act(call.now)) else {
         return Ok(None);
     };
-    let account = user.id.into();
-    let contacts = contacts::list_all(&mut db, account).await?;
-    drop(db);
+    let contacts = contacts::list_all(db, user.id.into()).await?;
     let may = |by: Channel| {
         channel.is_none_or(|wanted| wanted == by) && call.app().messenger.can_send(Some(by))
     };
-    let chosen = message::choose(&contacts, identifier.as_ref(), purpose, may);
-    let Some(recipient) = chosen.and_then(Recipient::of) else {
-        return Ok(None);
-    };
-    let message = Message {
-        to: To::Address(recipient.clone()),
-        language: user.profile.language_code.clone(),
-        name: message::greeting(&user.profile.display_name),
-        ..message
-    };
-    Ok(Some(Found {
-        message,
-        recipient,
-        user: Some(user.id),
-    }))
+    let chosen = message::choose(&contacts, identifier, *purpose, may);
+    Ok(chosen
+        .and_then(Recipient::of)
+        .map(|recipient| (user, recipient)))
 }
 
-/// Keeps what was found out, so that another try is the same message; whether it is still ours.
-async fn keep(call: &Call, taken: &Taken, user: UserId, message: &Message) -> Result<bool> {
+/// Keeps what was found out, so that another try is the same message; whether it is still ours, and for whom
+/// it was.
+async fn keep(
+    call: &Call,
+    taken: &Taken,
+    (asked, user, recipient): (&To, UserId, &Recipient),
+    message: &Message,
+) -> Result<bool> {
     let body = seal(call.app(), taken.id, message)?;
+    // What lets somebody in must not come about beside a change that has just shut them out.
+    let attempts = Attempts::new(call.db(), Isolation::Serializable, false);
     transact!(
-        attempts(call),
+        attempts,
         attempts | tx | {
-            let is_ours = messages::resolve(tx, taken, user.into(), &body).await?;
+            let found = whoever(call, tx, asked).await?;
+            let is_same = found.is_some_and(|(found, at)| found.id == user && at == *recipient);
+            let is_ours = is_same && messages::resolve(tx, taken, user.into(), &body).await?;
             if is_ours && message.kind == Kind::PasswordReset {
                 allow_reset(tx, call, user, taken, message).await?;
             }
@@ -245,29 +243,56 @@ async fn allow_reset(
     Ok(())
 }
 
-/// How long a message has to wait, in seconds, because its address has had so many; counted once.
-async fn over_cap(call: &Call, taken: &Taken, to: &Recipient) -> Result<Option<i64>> {
-    if taken.attempts > 1 {
+/// How long a message has to wait, in seconds, because its address has had so many. Codes are counted once;
+/// notices whenever they are tried, since those that have waited would come all together.
+async fn over_cap(
+    call: &Call,
+    taken: &Taken,
+    message: &Message,
+    to: &Recipient,
+) -> Result<Option<i64>> {
+    if taken.attempts > 1 && !taken.kind.is_notice() {
         return Ok(None);
     }
-    let app = call.app();
-    let subject = if taken.kind.is_notice() {
-        Subject::Notices(to.key())
-    } else {
-        Subject::Messages(taken.kind, to.key())
-    };
-    let key = subject.key(&app.keys.throttle_keys);
-    let rule = app.config.message_throttle();
+    let counters = counters(call, message, to);
     transact!(
         attempts(call),
         attempts | tx | {
-            let counter = throttles::lock(tx, &key).await?;
-            match rule.charge(counter, call.now) {
-                Ok(counter) => {
-                    throttles::update(tx, &key, counter).await?;
-                    None
+            let (mut paid, mut wait) = (Vec::new(), None);
+            for (key, rule) in &counters {
+                match rule.charge(throttles::lock(tx, key).await?, call.now) {
+                    Ok(counter) => paid.push((key, counter, rule.forget_time(counter))),
+                    Err(longer) => wait = wait.max(Some(longer)),
                 }
-                Err(wait) => Some(i64::try_from(wait.as_secs() + 1).unwrap_or(i64::MAX)),
+            }
+            if wait.is_none() {
+                for (key, counter, forget_time) in paid {
+                    throttles::update(tx, key, counter, forget_time).await?;
+                }
+            }
+            wait.map(|wait| i64::try_from(wait.as_secs() + 1).unwrap_or(i64::MAX))
+        }
+    )
+}
+
+/// By what a message is counted at its address, in one order.
+fn counters(call: &Call, message: &Message, to: &Recipient) -> Vec<(Vec<u8>, Rule)> {
+    let app = call.app();
+    let rule = app.config.message_throttle();
+    let charges = throttle::of_message(rule, message.kind, message.asker, to);
+    let key = |(subject, rule): (Subject, Rule)| (subject.key(&app.keys.throttle_keys), rule);
+    let mut counters: Vec<(Vec<u8>, Rule)> = charges.into_iter().map(key).collect();
+    counters.sort_by(|(a, _), (b, _)| a.cmp(b));
+    counters
+}
+
+async fn refund(call: &Call, counters: &[(Vec<u8>, Rule)]) -> Result<()> {
+    transact!(
+        attempts(call),
+        attempts | tx | {
+            for (key, rule) in counters {
+                let counter = rule.refund(throttles::lock(tx, key).await?);
+                throttles::update(tx, key, counter, rule.forget_time(counter)).await?;
             }
         }
     )

@@ -2,7 +2,8 @@
 //! mail server, a gateway or the log.
 //!
 //! Invariant: no call waits for any of this. A message is sent at least once, under one id however often,
-//! or ends as DEAD with a reason, for operators to see and to send again.
+//! or ends as DEAD with a reason, for operators to see and to send again; unless there is nobody to send it
+//! to, or it is a code too many for its address.
 
 pub mod dead;
 mod delivery;
@@ -13,7 +14,7 @@ pub mod webhook;
 use std::{
     fmt::Display,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -38,6 +39,7 @@ use crate::{
         error::{Error, Result},
         message::{Channel, Kind, Message, Recipient},
         name::MessageId,
+        pace::Pace,
     },
     env::Clock,
     grpc::call::Call,
@@ -60,7 +62,7 @@ pub struct Messenger {
     /// For those that are being sent.
     places: Arc<Semaphore>,
     max_at_once: u32,
-    pace: Mutex<Pace>,
+    pace: Mutex<(Pace, Instant)>,
 }
 
 #[derive(Clone)]
@@ -127,7 +129,7 @@ impl Messenger {
             is_full: AtomicBool::new(false),
             places: Arc::new(Semaphore::new(settings.max_at_once)),
             max_at_once: u32::try_from(settings.max_at_once).unwrap_or(u32::MAX),
-            pace: Mutex::new(Pace::new(settings.max_per_minute)),
+            pace: Mutex::new((Pace::new(settings.max_per_minute), Instant::now())),
         })
     }
 
@@ -154,8 +156,12 @@ impl Messenger {
         let _ = self.places.acquire_many(self.max_at_once).await;
     }
 
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_pace<T>(&self, use_it: impl FnOnce(&mut Pace) -> T) -> T {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pace, last) = &mut *pace;
+        pace.pass(last.elapsed());
+        *last = Instant::now();
+        use_it(pace)
     }
 
     const fn sender(&self, channel: Channel) -> Option<&Sender> {
@@ -214,7 +220,7 @@ async fn note_backlog(app: &Arc<App>) {
 async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>) -> bool {
     let free = places
         .available_permits()
-        .min(app.messenger.pace().allowed());
+        .min(app.messenger.with_pace(|pace| pace.allowed()));
     if free == 0 {
         if places.available_permits() > 0 {
             sleep(Duration::from_millis(100)).await;
@@ -238,7 +244,7 @@ async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>) -> bool {
         }
     };
     let count = taken.len();
-    app.messenger.pace().used(count);
+    app.messenger.with_pace(|pace| pace.take(count));
     for message in taken {
         let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             break;
@@ -248,7 +254,7 @@ async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>) -> bool {
             match delivery::send(&app, message).await {
                 Ok(true) => {}
                 // Strangers who ask for what is nobody's, or for too much, hold nobody else up.
-                Ok(false) => app.messenger.pace().give_back(),
+                Ok(false) => app.messenger.with_pace(Pace::give_back),
                 Err(error) => tracing::warn!(%error, "cannot note what became of a message"),
             }
             let was_full = places.available_permits() == 0;
@@ -259,50 +265,6 @@ async fn send_some(app: &Arc<App>, places: &Arc<Semaphore>) -> bool {
         });
     }
     count == free
-}
-
-/// How many messages may begin: so many in a minute, spread over it.
-struct Pace {
-    per_minute: u32,
-    allowed: f64,
-    last: Instant,
-}
-
-impl Pace {
-    fn new(per_minute: u32) -> Self {
-        Self {
-            per_minute,
-            allowed: Self::burst(per_minute),
-            last: Instant::now(),
-        }
-    }
-
-    /// Of a minute's messages, as many as a second has, may begin at once; one at least.
-    fn burst(per_minute: u32) -> f64 {
-        (f64::from(per_minute) / 60.0).max(1.0)
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 0 and what one second has"
-    )]
-    fn allowed(&mut self) -> usize {
-        let passed = self.last.elapsed().as_secs_f64();
-        self.last = Instant::now();
-        let more = passed * f64::from(self.per_minute) / 60.0;
-        self.allowed = (self.allowed + more).min(Self::burst(self.per_minute));
-        self.allowed as usize
-    }
-
-    fn used(&mut self, count: usize) {
-        self.allowed -= f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    }
-
-    /// One of them did not go.
-    fn give_back(&mut self) {
-        self.allowed = (self.allowed + 1.0).min(Self::burst(self.per_minute));
-    }
 }
 
 impl Sender {

@@ -273,6 +273,7 @@ pub fn sample(kind: Kind, language: &str) -> Message {
             time: text("2026-01-31 12:00 UTC"),
         },
         unlocks: None,
+        asker: None,
     }
 }
 

@@ -149,6 +149,15 @@ pub async fn release(db: &mut Write, identifier: &Identifier) -> Result<Option<U
     Ok(former.await?.map(|id| id.unwrap_or(UserId(Uuid::nil()))))
 }
 
+/// Frees what usernames that somebody gave up looked like.
+pub async fn release_looks(db: &mut Write, former: UserId) -> Result<()> {
+    let sql = sql!(
+        "DELETE FROM login_identifiers
+         WHERE former_user_id = $1 AND user_id IS NULL AND kind = 'username_look'"
+    );
+    db.execute(sql.bind(former)).await.map(drop)
+}
+
 /// Forgets identifiers that have been free since before `before`.
 pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
     let sql = sql!(

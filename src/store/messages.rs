@@ -35,7 +35,6 @@ pub struct Taken {
     pub body: Vec<u8>,
     /// This one included.
     pub attempts: i64,
-    pub create_time: Timestamp,
     pub expire_time: Timestamp,
 }
 
@@ -90,7 +89,7 @@ pub async fn take(
          WHERE state = 'QUEUED' AND next_time <= $1 AND id IN (
             SELECT id FROM messages WHERE state = 'QUEUED' AND next_time <= $1
             ORDER BY next_time LIMIT $3)
-         RETURNING id, kind, body, attempts, create_time, expire_time"
+         RETURNING id, kind, body, attempts, expire_time"
     );
     db.all(sql.bind(now).bind(until).bind(limit), |row| {
         Ok(Taken {
@@ -98,7 +97,6 @@ pub async fn take(
             kind: row.get_parsed("kind", Kind::parse)?,
             body: row.get("body")?,
             attempts: row.get("attempts")?,
-            create_time: row.get("create_time")?,
             expire_time: row.get("expire_time")?,
         })
     })
@@ -124,7 +122,7 @@ pub async fn resolve(
     Ok(db.execute(sql).await? == 1)
 }
 
-/// Ends a message that was taken. What it says is kept only where it may be sent again.
+/// Ends a message that was taken, with the error of the last try where there is no other. What it says is kept only where it may be sent again.
 pub async fn end(
     db: &mut Write,
     taken: &Taken,
@@ -133,7 +131,7 @@ pub async fn end(
     now: Timestamp,
 ) -> Result<()> {
     let sql = sql!(
-        "UPDATE messages SET state = $3, error = $4, finish_time = $5,
+        "UPDATE messages SET state = $3, error = COALESCE($4, error), finish_time = $5,
             body = CASE WHEN $3 = 'DEAD' THEN body ELSE NULL END
          WHERE id = $1 AND attempts = $2 AND state = 'QUEUED'"
     )
@@ -157,12 +155,16 @@ pub async fn retry(db: &mut Write, taken: &Taken, next_time: Timestamp, error: &
 
 /// How many wait: those that somebody has asked for, or notices as well.
 pub async fn count_queued(db: &mut Read, with_notices: bool) -> Result<i64> {
+    let [first, second] = Kind::NOTICES.map(Kind::name);
     let sql = sql!(
         "SELECT COUNT(*) AS n FROM messages
-         WHERE state = 'QUEUED' AND next_time > $1
-            AND ($2 OR kind NOT IN ('contact_changed', 'password_changed'))"
-    );
-    let sql = sql.bind(Timestamp::EPOCH).bind(with_notices);
+         WHERE state = 'QUEUED' AND next_time > $1 AND ($2 OR kind NOT IN ($3, $4))"
+    )
+    // A time, so that the index of what waits serves it.
+    .bind(Timestamp::EPOCH)
+    .bind(with_notices)
+    .bind(first)
+    .bind(second);
     db.one(sql, |row| row.get("n")).await
 }
 

@@ -10,7 +10,7 @@ use super::{
 pub const MASTER_KEY_CHECK: &str = "master_key_check";
 
 /// Says that everybody has what people are found by in this build.
-pub const FOUND_BY_ALL: &str = "found_by_all";
+pub const FOUND_BY_ALL: &str = "found_by_all_2";
 
 pub async fn find(db: &mut Read, name: &str) -> Result<Option<String>> {
     let sql = sql!("SELECT value FROM meta WHERE name = $1").bind(name);

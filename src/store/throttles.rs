@@ -10,7 +10,8 @@ use crate::domain::{throttle::Counter, time::Timestamp};
 /// The counter of a key, locked until the transaction ends: whoever else wants it waits.
 pub async fn lock(db: &mut Write, key: &[u8]) -> Result<Counter> {
     let sql = sql!(
-        "INSERT INTO throttles (key, failures, last_time, next_time) VALUES ($1, 0, 0, 0)
+        "INSERT INTO throttles (key, failures, last_time, next_time, forget_time)
+         VALUES ($1, 0, 0, 0, 0)
          ON CONFLICT (key) DO UPDATE SET failures = throttles.failures
          RETURNING failures, last_time, next_time"
     );
@@ -33,21 +34,30 @@ fn counter(row: &Row) -> Result<Counter> {
     })
 }
 
-pub async fn update(db: &mut Write, key: &[u8], counter: Counter) -> Result<()> {
-    let sql =
-        sql!("UPDATE throttles SET failures = $2, last_time = $3, next_time = $4 WHERE key = $1")
-            .bind(key)
-            .bind(i64::from(counter.failures))
-            .bind(counter.last_time)
-            .bind(counter.next_time);
+/// Sets a counter, which says nothing any more from `forget_time` on.
+pub async fn update(
+    db: &mut Write,
+    key: &[u8],
+    counter: Counter,
+    forget_time: Timestamp,
+) -> Result<()> {
+    let sql = sql!(
+        "UPDATE throttles SET failures = $2, last_time = $3, next_time = $4, forget_time = $5
+         WHERE key = $1"
+    )
+    .bind(key)
+    .bind(i64::from(counter.failures))
+    .bind(counter.last_time)
+    .bind(counter.next_time)
+    .bind(forget_time);
     db.execute(sql).await.map(drop)
 }
 
-/// Forgets counters that were last touched before `before`.
+/// Forgets counters that say nothing any more since `before`.
 pub async fn forget(db: &mut Write, before: Timestamp, limit: i64) -> Result<u64> {
     let sql = sql!(
         "DELETE FROM throttles WHERE key IN (
-            SELECT key FROM throttles WHERE last_time < $1 ORDER BY last_time LIMIT $2)"
+            SELECT key FROM throttles WHERE forget_time < $1 ORDER BY forget_time LIMIT $2)"
     );
     db.sweep(sql.bind(before).bind(limit)).await
 }

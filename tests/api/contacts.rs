@@ -482,6 +482,14 @@ on_both_engines! {
         }
         let code = operator.contact_code(&mail.name).await.expect("a code");
         assert_refused(ann.verify_contact(&mail.name, &code).await, Reason::Throttled);
+        // And for the address, however often it is written down.
+        delete(&ann, &mail.name).await.expect("deleted");
+        let again = ann
+            .create_contact("users/me", email("Ann@example.org", &[]))
+            .await;
+        let again = again.expect("created").name;
+        let code = operator.contact_code(&again).await.expect("a code");
+        assert_refused(ann.verify_contact(&again, &code).await, Reason::Throttled);
         assert_eq!(server.events("contact.verification_refused").await.len(), 20);
     }
 

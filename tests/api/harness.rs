@@ -18,7 +18,6 @@ use accountd::{
     server,
     setup::Environment,
 };
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 use tonic::{
     Code, Request, Status,
@@ -131,24 +130,6 @@ impl Server {
 
     pub fn advance_s(&self, seconds: i64) {
         self.env.clock.0.fetch_add(seconds * 1_000_000, Relaxed);
-    }
-
-    /// Makes of the database what this build would not have made of it.
-    pub async fn alter(&self, sql: &str) {
-        match &self.config.database_url {
-            Some(url) => {
-                let mut other = PgConnection::connect(&url.0).await.expect("a connection");
-                let sql = AssertSqlSafe(sql.to_owned());
-                sqlx::raw_sql(sql).execute(&mut other).await.expect("done");
-            }
-            None => {
-                let other = rusqlite::Connection::open(self.config.sqlite_file());
-                other
-                    .expect("a connection")
-                    .execute_batch(sql)
-                    .expect("done");
-            }
-        }
     }
 
     /// Somebody without a token.

@@ -9,6 +9,7 @@ mod forgeries;
 mod golden;
 mod harness;
 mod mail_server;
+mod other;
 mod postgres;
 mod process;
 

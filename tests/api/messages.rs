@@ -25,6 +25,7 @@ use crate::{
         Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, on_both_engines, password,
     },
     mail_server::{MailServer, Manner},
+    other::Other,
 };
 
 /// A server whose mails arrive, and where.
@@ -142,30 +143,35 @@ pub async fn revert(actor: &Actor, token: &str) -> Result<pb::RevertContactRespo
     Ok(actor.contacts().revert_contact(request).await?.into_inner())
 }
 
+/// What has become of the messages that a process has looked at, try by try.
+fn outcomes(process: &accountd::server::Server) -> HashMap<String, u64> {
+    let text = process.app.metrics.encode().expect("metrics");
+    let mut outcomes = HashMap::new();
+    for line in text.lines() {
+        let Some(labels) = line.strip_prefix("accountd_messages_total{") else {
+            continue;
+        };
+        let outcome = labels
+            .split("outcome=\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
+        let count = labels
+            .rsplit(' ')
+            .next()
+            .and_then(|count| count.parse::<u64>().ok());
+        *outcomes
+            .entry(outcome.expect("a label").to_owned())
+            .or_default() += count.expect("a count");
+    }
+    outcomes
+}
+
 /// Waits until no message waits any more, and tells what has become of those there were.
 async fn settled(server: &Server) -> HashMap<String, u64> {
     for _ in 0..600 {
         let waiting = messenger::waiting(&server.running.app, true).await;
         if waiting.expect("counted") == 0 {
-            let text = server.running.app.metrics.encode().expect("metrics");
-            let lines = text
-                .lines()
-                .filter(|line| line.starts_with("accountd_messages_total{"));
-            let mut outcomes = HashMap::new();
-            for line in lines {
-                let outcome = line
-                    .split("outcome=\"")
-                    .nth(1)
-                    .and_then(|rest| rest.split('"').next());
-                let count = line
-                    .rsplit(' ')
-                    .next()
-                    .and_then(|count| count.parse::<u64>().ok());
-                *outcomes
-                    .entry(outcome.expect("a label").to_owned())
-                    .or_default() += count.expect("a count");
-            }
-            return outcomes;
+            return outcomes(&server.running);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -218,12 +224,24 @@ on_both_engines! {
             ann.verify_contact(&name, &needs["code"].replace('a', "b")).await,
             Reason::InvalidCode,
         );
+        let late = ann
+            .create_contact("users/me", email("late@example.org", &[]))
+            .await;
+        let late = late.expect("created").name;
+        send_code(&ann, &late).await.expect("sent");
+        let (_, late_needs) = mail.next_to("late@example.org").await.link();
         let verified = ann.verify_contact(&name, &needs["code"]).await.expect("verified");
         let proof = verified.verification.expect("proof");
         assert_eq!(proof.method(), pb::contact::verification::Method::SentLink);
         assert_refused(
             ann.verify_contact(&name, &needs["code"]).await,
             Reason::WrongState,
+        );
+        server.advance_s(86_400);
+        let ann = server.sign_in("ann").await.actor;
+        assert_refused(
+            ann.verify_contact(&late, &late_needs["code"]).await,
+            Reason::InvalidCode,
         );
     }
 
@@ -395,6 +413,7 @@ on_both_engines! {
             .verify_contact(&own.name, &code)
             .await
             .expect("verified");
+        mail.next_to("ann@example.org").await;
         let anonymous = server.anonymous().await;
         ask_reset(&anonymous, "mallory@example.net").await.expect("asked");
         let (_, stolen) = mail.next_to("mallory@example.net").await.link();
@@ -505,16 +524,23 @@ on_both_engines! {
             (1 + 5, 5, 5)
         );
         assert_eq!(mail.mails().len(), 1 + 5);
-        // Another address of somebody else, sent to by many accounts.
-        for number in 0..8 {
-            let user = server.signed_in(&format!("user{number}")).await.actor;
-            let contact = user
-                .create_contact("users/me", email("ann@example.org", &[]))
+        // Her address, sent to by many accounts: five of each, and twenty of all.
+        let operator = server.operator().await;
+        for _ in 0..6 {
+            let user = operator
+                .create_user(pb::User::default())
                 .await
-                .expect("created");
-            send_code(&user, &contact.name).await.expect("asked");
+                .expect("created")
+                .name;
+            let contact = operator
+                .create_contact(&user, email("ann@example.org", &[]))
+                .await;
+            let contact = contact.expect("created").name;
+            for _ in 0..5 {
+                send_code(&operator, &contact).await.expect("asked");
+            }
         }
-        assert_eq!(settled(&server).await["sent"], 6 + 5, "she has had enough");
+        assert_eq!(settled(&server).await["sent"], 6 + 20, "she has had enough");
         // What she has to know is not held up.
         let user = server.sign_in("ann").await.actor;
         let request = pb::ChangePasswordRequest {
@@ -527,7 +553,7 @@ on_both_engines! {
             .change_password(request)
             .await
             .expect("changed");
-        assert_eq!(settled(&server).await["sent"], 6 + 5 + 1);
+        assert_eq!(settled(&server).await["sent"], 6 + 20 + 1);
         // One that arrives at the right person forgives what was asked for.
         server.advance_s(3600);
         let anonymous = server.anonymous().await;
@@ -547,7 +573,7 @@ on_both_engines! {
                 .await
                 .expect("asked");
         }
-        assert_eq!(settled(&server).await["sent"], 6 + 5 + 1 + 1 + 5);
+        assert_eq!(settled(&server).await["sent"], 6 + 20 + 1 + 1 + 5);
     }
 
     async fn a_server_that_cannot_take_it_now_is_asked_again(engine: Engine) {
@@ -565,13 +591,8 @@ on_both_engines! {
             .expect("created")
             .name;
         let tries = |outcome: &str| {
-            let text = server.running.app.metrics.encode().expect("metrics");
-            let found = text
-                .lines()
-                .find(|line| line.contains("contact_code") && line.contains(&format!("\"{outcome}\"")));
-            found
-                .and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-                .unwrap_or(0)
+            let tries = outcomes(&server.running);
+            tries.get(outcome).copied().unwrap_or(0)
         };
         let manners = [
             Manner::Says("451 later"),
@@ -692,11 +713,7 @@ on_both_engines! {
             .await;
         let contact = contact.expect("created").name;
         send_code(&ann, &contact).await.expect("sent");
-        let outcome = |name: &str| {
-            let text = server.running.app.metrics.encode().expect("metrics");
-            text.lines()
-                .any(|line| line.contains(&format!("outcome=\"{name}\"")))
-        };
+        let outcome = |name: &str| outcomes(&server.running).contains_key(name);
         while !outcome("later") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -742,6 +759,347 @@ on_both_engines! {
         let came = mail.next_to("ann@example.org").await;
         assert_eq!(came.link().0, "https://login.example/reset-password");
         assert!(!came.data.contains("evil"), "{came:?}");
+    }
+
+    async fn a_notice_outlives_an_outage_of_two_days_and_not_one_of_four(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let contact = proven(&mail, &ann, "ann@example.org", &[Notify]).await;
+        mail.behave(Manner::Says("451 later"));
+        let changed = async |address: &str| {
+            let ann = server.sign_in("ann").await.actor;
+            change_email(&ann, &contact, address).await;
+        };
+        let tried = async |times: u64| {
+            while outcomes(&server.running).get("later").copied().unwrap_or(0) < times {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        changed("new@example.org").await;
+        tried(1).await;
+        for round in 0..16 {
+            server.advance_s(3 * 3_600);
+            tried(2 + round).await;
+        }
+        mail.behave(Manner::Takes);
+        server.advance_s(3 * 3_600);
+        mail.next_to("ann@example.org").await;
+        mail.behave(Manner::Says("451 later"));
+        changed("newer@example.org").await;
+        tried(18).await;
+        server.advance_s(73 * 3_600);
+        assert_eq!(settled(&server).await["dead"], 1);
+        let call = Call::system(&server.running.app, "");
+        let dead = dead::list(call.db()).await.expect("listed");
+        assert_eq!(
+            dead[0].error, "the mail server answered 451",
+            "and not only that time was over"
+        );
+    }
+
+    async fn no_more_go_than_a_minute_may_have(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| config.messages.max_per_minute = 1).await;
+        let ann = server.signed_in("ann").await.actor;
+        for address in ["one@example.org", "two@example.org"] {
+            let contact = ann.create_contact("users/me", email(address, &[])).await;
+            send_code(&ann, &contact.expect("created").name)
+                .await
+                .expect("sent");
+        }
+        mail.next().await;
+        // Two turns of the sender.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(mail.mails().len(), 1);
+        assert_eq!(
+            messenger::waiting(&server.running.app, true)
+                .await
+                .expect("counted"),
+            1
+        );
+    }
+
+    async fn of_two_processes_one_sends_each_message(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let second = match engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => Some(server.second_instance().await),
+        };
+        let operator = server.operator().await;
+        mail.behave(Manner::Says("451 later"));
+        for number in 0..60 {
+            let user = operator
+                .create_user(pb::User::default())
+                .await
+                .expect("created")
+                .name;
+            let contact = email(&format!("person-{number}@example.org"), &[]);
+            let contact = operator.create_contact(&user, contact).await.expect("created");
+            send_code(&operator, &contact.name).await.expect("sent");
+        }
+        let later = |process: &accountd::server::Server| outcomes(process).get("later").copied().unwrap_or(0);
+        while later(&server.running) + second.as_ref().map_or(0, later) < 60 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        mail.behave(Manner::Takes);
+        server.advance_s(15);
+        settled(&server).await;
+        assert_eq!(mail.mails().len(), 60);
+        let sent = |process: &accountd::server::Server| outcomes(process).get("sent").copied().unwrap_or(0);
+        let by_second = second.as_ref().map_or(0, sent);
+        assert_eq!(sent(&server.running) + by_second, 60);
+    }
+
+    async fn strangers_hold_nobody_up(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Login]).await;
+        let (anonymous, operator) = (server.anonymous().await, server.operator().await);
+        // What they type is not what an account is counted by.
+        for typed in [format!("contacts of {}", ann.name()), ann.name().to_owned()] {
+            while ask_reset(&anonymous, &typed).await.is_ok() {}
+        }
+        let own = ann
+            .actor
+            .create_contact("users/me", email("new@example.org", &[]))
+            .await;
+        send_code(&ann.actor, &own.expect("created").name)
+            .await
+            .expect("sent");
+        mail.next_to("new@example.org").await;
+        // A device of hers is known, and gets what she asks for however much strangers ask for.
+        while ask_code(&anonymous, "ann", ChallengeMethod::EmailCode)
+            .await
+            .is_ok()
+        {}
+        for _ in 0..5 {
+            mail.next_to("ann@example.org").await;
+        }
+        let request = pb::CreateChallengeRequest {
+            identifier: "ann".to_owned(),
+            method: ChallengeMethod::EmailCode.into(),
+            delivery: create_challenge_request::Delivery::Send.into(),
+            device: Some(pb::Device {
+                token: ann.device_token.clone(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let asked = anonymous.sessions().create_challenge(request).await;
+        let code = mail.next_to("ann@example.org").await.code();
+        factors::answer(
+            &anonymous,
+            &asked.expect("asked").into_inner(),
+            Answer::Code(code),
+        )
+        .await
+        .expect("signed in");
+        // Nor does somebody who has written down another's address.
+        let contact_of = async |user: &str| {
+            let contact = operator.create_contact(user, email("bob@example.org", &[])).await;
+            contact.expect("created").name
+        };
+        let thief = contact_of(&server.user("thief").await.name).await;
+        for _ in 0..5 {
+            send_code(&operator, &thief).await.expect("sent");
+            mail.next_to("bob@example.org").await;
+        }
+        let bob = contact_of(&server.user("bob").await.name).await;
+        send_code(&operator, &bob).await.expect("sent");
+        let code = mail.next_to("bob@example.org").await.code();
+        operator.verify_contact(&bob, &code).await.expect("his own");
+    }
+
+    async fn notices_that_have_waited_do_not_come_all_together(engine: Engine) {
+        let (server, mail) = with_mail_and(engine, |config| config.messages.address_free = 2).await;
+        let ann = server.signed_in("ann").await;
+        let contact = proven(&mail, &ann, "ann@example.org", &[Notify]).await;
+        for number in 0..6 {
+            change_email(&ann.actor, &contact, &format!("new{number}@example.org")).await;
+        }
+        let after = async |sent: u64| {
+            let tries = |name: &str| outcomes(&server.running).get(name).copied().unwrap_or(0);
+            while tries("sent") < sent || tries("sent") + tries("later") < 1 + 6 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(tries("sent"), sent);
+        };
+        after(1 + 2).await;
+        server.advance_s(61);
+        after(1 + 3).await;
+        // Two turns of the sender.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        after(1 + 3).await;
+    }
+
+    async fn whoever_moves_in_tells_nobody_of_it(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let verified = |address: &str| pb::Contact {
+            verification: Some(pb::contact::Verification {
+                state: pb::contact::verification::State::Verified.into(),
+                ..Default::default()
+            }),
+            ..email(address, &[Login, Recovery, Notify])
+        };
+        let request = pb::CreateUserRequest {
+            contacts: vec![verified("ann@example.org"), verified("ann@example.com")],
+            ..Default::default()
+        };
+        let operator = server.operator().await;
+        let user = operator
+            .users()
+            .create_user(request)
+            .await
+            .expect("imported")
+            .into_inner();
+        // What comes later is told.
+        operator
+            .create_contact(&user.name, verified("ann@example.net"))
+            .await
+            .expect("created");
+        let mut told = [mail.next().await.to, mail.next().await.to].concat();
+        told.sort();
+        assert_eq!(told, ["ann@example.com", "ann@example.org"]);
+        settled(&server).await;
+        assert_eq!(mail.mails().len(), 2);
+    }
+
+    async fn an_address_that_was_replaced_later_comes_back(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let own = proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        change_email(&ann.actor, &own, "mallory@example.net").await;
+        mail.next_to("ann@example.org").await;
+        // The first notice is good for a week, and whoever waits longer tells once more.
+        server.advance_s(8 * 24 * 3_600);
+        let thief = server.sign_in("ann").await;
+        send_code(&thief.actor, &own.name).await.expect("sent");
+        let code = mail.next_to("mallory@example.net").await.code();
+        thief
+            .actor
+            .verify_contact(&own.name, &code)
+            .await
+            .expect("verified");
+        let notice = mail.next_to("ann@example.org").await;
+        assert!(
+            notice.text().contains("was replaced by m…@example.net"),
+            "{notice:?}"
+        );
+        revert(&server.anonymous().await, &notice.link().1["token"])
+            .await
+            .expect("reverted");
+        let back = server
+            .operator()
+            .await
+            .get_contact(&own.name)
+            .await
+            .expect("back");
+        assert_eq!((back.value, back.pending_value), (own.value, String::new()));
+    }
+
+    async fn an_owner_who_comes_back_is_believed_before_the_thief(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let own = proven(&mail, &ann, "ann@example.org", &[Login, Recovery]).await;
+        server.advance_s(60);
+        let hers = proven(&mail, &ann, "mallory@example.net", &[Login, Recovery]).await;
+        mail.next_to("ann@example.org").await;
+        let delete = async |name: &str| {
+            let request = pb::DeleteContactRequest {
+                name: name.to_owned(),
+                ..Default::default()
+            };
+            ann.actor
+                .contacts()
+                .delete_contact(request)
+                .await
+                .expect("deleted");
+            let mut told = [mail.next().await, mail.next().await];
+            told.sort_by_key(|mail| mail.to.clone());
+            told.map(|mail| (mail.to[0].clone(), mail.text().contains("revert-contact#token=")))
+        };
+        let links = |ann: bool, mallory: bool| {
+            [
+                ("ann@example.org".to_owned(), ann),
+                ("mallory@example.net".to_owned(), mallory),
+            ]
+        };
+        assert_eq!(delete(&own.name).await, links(true, false));
+        // She comes by her password, and makes good what was done.
+        server.advance_s(60);
+        let again = ann
+            .actor
+            .create_contact("users/me", email("ann@example.org", &[Login, Recovery]))
+            .await;
+        let again = again.expect("created").name;
+        send_code(&ann.actor, &again).await.expect("sent");
+        let code = loop {
+            let next = mail.next().await;
+            if next.text().contains("verify-contact") {
+                break next.code();
+            }
+        };
+        ann.actor.verify_contact(&again, &code).await.expect("hers");
+        mail.next().await;
+        mail.next().await;
+        assert_eq!(delete(&hers.name).await, links(true, false));
+    }
+
+    async fn a_revert_leaves_nobody_without_a_way_in(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let operator = server.operator().await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "old@example.org", &[Recovery]).await;
+        server.advance_s(1);
+        proven(&mail, &ann, "ann@example.org", &[Login]).await;
+        let token = mail.next_to("old@example.org").await.link().1["token"].clone();
+        let nameless = pb::UpdateUserRequest {
+            user: Some(pb::User {
+                name: ann.name().to_owned(),
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["username".to_owned()],
+            }),
+            ..Default::default()
+        };
+        operator.users().update_user(nameless).await.expect("updated");
+        let anonymous = server.anonymous().await;
+        assert_refused(revert(&anonymous, &token).await, Reason::LastIdentifier);
+        let named = pb::UpdateUserRequest {
+            user: Some(pb::User {
+                name: ann.name().to_owned(),
+                username: "ann".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        operator.users().update_user(named).await.expect("updated");
+        revert(&anonymous, &token).await.expect("reverted");
+    }
+
+    async fn a_purpose_that_is_added_meanwhile_lets_no_manager_in(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.user("ann").await;
+        let manager = server.system_account(&["roles/user-manager"]).await;
+        let contact = manager
+            .create_contact(&ann.name, email("manager@example.org", &[]))
+            .await;
+        let name = contact.expect("created").name;
+        send_code(&manager, &name).await.expect("sent");
+        let code = mail.next_to("manager@example.org").await.code();
+        // The call has looked at the contact, and waits to be counted, when its purposes change.
+        let mut other = Other::new(&server).await;
+        other.hold("throttles").await;
+        let verify = {
+            let (manager, name, code) = (manager.clone(), name.clone(), code.clone());
+            tokio::spawn(async move { manager.verify_contact(&name, &code).await })
+        };
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let purposes = r#"'["login","recovery"]'"#;
+        other
+            .run(&format!("UPDATE contacts SET purposes = {purposes}; COMMIT"))
+            .await;
+        assert_refused(verify.await.expect("no panic"), Reason::ScopeMissing);
     }
 
     async fn messages_to_nobody_hold_nobody_up(engine: Engine) {
@@ -870,17 +1228,28 @@ on_both_engines! {
             let has_link = notice.text().contains("revert-contact#token=adcb_");
             assert_eq!(has_link, notice.to == ["ann@example.org"], "{notice:?}");
         }
-        // Put there so that hers could not come back.
+        // Put there so that hers could not come back, nor she be told of what follows.
         thief
             .actor
-            .create_contact("users/me", email("ANN@example.org", &[]))
+            .create_contact("users/me", email("ann@example.org", &[]))
             .await
             .expect("created");
+        server.advance_s(1);
+        let more = proven(&mail, &thief, "mallory@example.com", &[Recovery]).await;
+        let mut told = [mail.next().await, mail.next().await].map(|notice| notice.to[0].clone());
+        told.sort();
+        assert_eq!(told, ["ann@example.org", "mallory@example.net"]);
         revert(&server.anonymous().await, &first["token"])
             .await
             .expect("reverted");
+        let told = [mail.next().await, mail.next().await, mail.next().await];
+        assert!(
+            told.iter().any(|notice| notice.to == ["ann@example.org"]),
+            "{told:?}"
+        );
         let operator = server.operator().await;
         assert_refused(operator.get_contact(&hers.name).await, Reason::NotFound);
+        assert_refused(operator.get_contact(&more.name).await, Reason::NotFound);
         let back = operator.get_contact(&own.name).await.expect("back");
         assert_eq!(
             (&back.value, &back.purposes, back.primary),

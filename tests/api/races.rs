@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -18,6 +17,7 @@ use tonic::Status;
 use crate::{
     credentials::{redeem, reset_code},
     harness::{Actor, Engine, Refusal as _, Server, assert_refused, connect, on_both_engines},
+    other::Other,
 };
 
 const AT_ONCE: usize = 64;
@@ -128,37 +128,15 @@ on_both_engines! {
         };
         caller.users().update_user(request.clone()).await.expect("the first");
         // The retry has come in, and waits for its transaction, when its caller is suspended.
-        let retry = async |suspend: Pin<&mut dyn Future<Output = ()>>| {
-            let (before, mut users, request) = (server.spent().1, caller.users(), request.clone());
-            let retry = tokio::spawn(async move { users.update_user(request).await });
-            while server.spent().1 == before {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            suspend.await;
-            retry.await.expect("no panic")
-        };
-        let suspend = "UPDATE system_accounts SET state = 'SUSPENDED'";
-        let outcome = match &server.config.database_url {
-            Some(url) => {
-                let mut other = PgConnection::connect(&url.0).await.expect("a connection");
-                let lock = "BEGIN; LOCK TABLE leases IN ACCESS EXCLUSIVE MODE";
-                sqlx::raw_sql(lock).execute(&mut other).await.expect("the lock");
-                let suspend = async {
-                    sqlx::raw_sql(suspend).execute(&mut other).await.expect("suspended");
-                    sqlx::raw_sql("COMMIT").execute(&mut other).await.expect("free again");
-                };
-                retry(pin!(suspend)).await
-            }
-            None => {
-                let other = rusqlite::Connection::open(server.config.sqlite_file()).expect("a connection");
-                other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-                let suspend = async {
-                    other.execute_batch(suspend).expect("suspended");
-                    other.execute_batch("COMMIT").expect("free again");
-                };
-                retry(pin!(suspend)).await
-            }
-        };
+        let mut other = Other::new(&server).await;
+        other.hold("leases").await;
+        let (before, mut users) = (server.spent().1, caller.users());
+        let retry = tokio::spawn(async move { users.update_user(request).await });
+        while server.spent().1 == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.run("UPDATE system_accounts SET state = 'SUSPENDED'; COMMIT").await;
+        let outcome = retry.await.expect("no panic");
         assert_refused(outcome, Reason::TokenRevoked);
     }
 
@@ -222,20 +200,10 @@ on_both_engines! {
         let operator = server.operator().await;
         let user = operator.create_user(pb::User::default()).await.expect("created");
         // Somebody else has what every transaction needs first.
-        match &server.config.database_url {
-            Some(url) => {
-                let mut other = PgConnection::connect(&url.0).await.expect("a connection");
-                let lock = "BEGIN; LOCK TABLE leases IN ACCESS EXCLUSIVE MODE";
-                sqlx::raw_sql(lock).execute(&mut other).await.expect("the lock");
-                assert!(reset_code(&operator, &user.name).await.is_err());
-            }
-            None => {
-                let file = server.config.sqlite_file();
-                let other = rusqlite::Connection::open(file).expect("a connection");
-                other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
-                assert!(reset_code(&operator, &user.name).await.is_err());
-            }
-        }
+        let mut other = Other::new(&server).await;
+        other.hold("leases").await;
+        assert!(reset_code(&operator, &user.name).await.is_err());
+        drop(other);
         for _ in 0..3 {
             reset_code(&operator, &user.name).await.expect("as if nothing had been");
         }

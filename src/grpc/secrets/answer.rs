@@ -97,16 +97,13 @@ pub(in crate::grpc) async fn answer(call: &Call, name: &str, answer: &Answer) ->
         let contacts = contacts::list_all(&mut db, id.into()).await?;
         drop(db);
         let is_asked = |contact: &&Contact| {
-            let channel = match factor {
-                Factor::SmsCode => Channel::Sms,
-                _ => Channel::Email,
-            };
+            let channel = Channel::of_factor(factor);
             contact.serves(contact::Purpose::Login) && Channel::of(contact.kind()) == Some(channel)
         };
         let asked_at = contacts.iter().filter(is_asked).filter_map(Recipient::of);
         let (asked, address) = (sign_in.identifier.clone(), address(call, &challenge));
-        let (asked, kind) = (Asked::Message(asked), message::Kind::SignInCode);
-        charge::received(call, asked, kind, asked_at, address).await?;
+        let kind = (message::Kind::SignInCode, sign_in.known_device);
+        charge::received(call, &Asked::Message(asked), kind, asked_at, address).await?;
     }
     Ok(Answered {
         challenge,

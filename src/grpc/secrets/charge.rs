@@ -13,7 +13,7 @@ use crate::{
         name::{AccountId, ContactId},
         network,
         secret::Digest,
-        throttle::{Counter, Rule, Subject},
+        throttle::{self, Counter, Rule, Subject},
     },
     grpc::call::Call,
     store::{
@@ -148,57 +148,64 @@ pub(in crate::grpc) async fn ask(
     address: Option<IpAddr>,
 ) -> Result<()> {
     let config = &call.app().config;
-    let (subject, of_device, rule, address): (_, fn(String) -> Subject, _, _) = match asked {
-        Asked::Message(typed) => {
-            let rule = config.message_throttle();
-            (Subject::Asking(typed), Subject::Asking, rule, address)
-        }
-        Asked::Question(typed) => {
-            let rule = challenge::asking_rule(config.sign_in.challenge_lifetime_s);
-            (Subject::Questions(typed), Subject::Questions, rule, None)
-        }
-    };
-    let payer = Payer {
-        subject,
-        rule,
-        device: device.map(|id| of_device(id.to_string())),
-        address,
+    let questions = challenge::asking_rule(config.sign_in.challenge_lifetime_s);
+    let device = device.map(|id| id.to_string());
+    let payer = match &asked {
+        Asked::Message(_) | Asked::Proof(_) => Payer {
+            subject: asked.subject(),
+            rule: config.message_throttle(),
+            device: device.map(Subject::Asking),
+            address,
+        },
+        Asked::Question(_) | Asked::Change(_) => Payer {
+            subject: asked.subject(),
+            rule: questions,
+            device: device.map(Subject::Questions),
+            address: None,
+        },
     };
     let ways = payer.ways(call);
     require_patience(&mut call.db().read().await?, call, &ways).await?;
     attempt(call, ways, Tries::Unlimited).await.map(drop)
 }
 
-/// What is asked for, and whom it is about, as it was typed.
+/// What is asked for.
 pub(in crate::grpc) enum Asked {
+    /// A message to whoever is found by what was typed.
     Message(String),
+    /// A question to them, of which nobody is told.
     Question(String),
+    /// A message that proves a contact of an account, whichever.
+    Proof(AccountId),
+    /// A change of an account's contacts by its owner, which is told at all of the others.
+    Change(AccountId),
 }
 
 impl Asked {
-    /// Messages that prove contacts of an account, whichever.
-    pub(in crate::grpc) fn of_account(account: AccountId) -> Self {
-        Self::Message(format!("contacts of {account}"))
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Message(typed) => Subject::Asking(typed.clone()),
+            Self::Question(typed) => Subject::Questions(typed.clone()),
+            Self::Proof(account) => Subject::AskingFor(*account),
+            Self::Change(account) => Subject::Changes(*account),
+        }
     }
 }
 
-/// Forgets that messages were asked for: one of them has come to the right person.
+/// Forgets that messages of a kind were asked for, by whom, and that they went to these addresses: one of
+/// them has come to the right person.
 pub(super) async fn received(
     call: &Call,
-    asked: Asked,
-    kind: message::Kind,
+    asked: &Asked,
+    (kind, by): (message::Kind, Option<Uuid>),
     at: impl IntoIterator<Item = Recipient>,
     address: Option<IpAddr>,
 ) -> Result<()> {
-    let asked = match asked {
-        Asked::Message(asked) => Subject::Asking(asked),
-        Asked::Question(asked) => Subject::Questions(asked),
-    };
-    let addresses = at.into_iter().map(|it| Subject::Messages(kind, it.key()));
     let rule = call.app().config.message_throttle();
-    let charges: Vec<Charge> = addresses
-        .chain([asked])
-        .map(|subject| (subject, rule))
+    let at = at.into_iter();
+    let charges: Vec<Charge> = at
+        .flat_map(|recipient| throttle::of_message(rule, kind, by, &recipient))
+        .chain([(asked.subject(), rule)])
         .chain(network_charge(call, address))
         .collect();
     refund(call, &charges).await
@@ -234,7 +241,7 @@ async fn charge_in(tx: &mut Write, call: &Call, charges: &[Charge]) -> Result<()
     for (key, _, rule) in keyed(call, charges) {
         let counter = throttles::lock(tx, &key).await?;
         let counter = rule.charge(counter, call.now).map_err(throttled)?;
-        throttles::update(tx, &key, counter).await?;
+        throttles::update(tx, &key, counter, rule.forget_time(counter)).await?;
     }
     Ok(())
 }
@@ -249,7 +256,7 @@ pub(super) async fn refund(call: &Call, charges: &[Charge]) -> Result<()> {
                     Subject::Network(_) => rule.refund(throttles::lock(tx, &key).await?),
                     _ => Counter::NONE,
                 };
-                throttles::update(tx, &key, counter).await?;
+                throttles::update(tx, &key, counter, rule.forget_time(counter)).await?;
             }
         }
     )

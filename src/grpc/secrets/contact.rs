@@ -72,9 +72,9 @@ pub(in crate::grpc) async fn contact_code(
     match kept.filter(|kept| secret::equal(&digest, &kept.digest)) {
         Some(kept) => {
             charge::refund(call, &charged).await?;
-            let asked = Asked::of_account(account);
-            let kind = message::Kind::ContactCode;
-            charge::received(call, asked, kind, Recipient::at(value), None).await?;
+            let asked = Asked::Proof(account);
+            let sent = (message::Kind::ContactCode, Some(account.uuid()));
+            charge::received(call, &asked, sent, Recipient::at(value), None).await?;
             let method = if kept.is_returned {
                 Method::ReturnedCode
             } else {
