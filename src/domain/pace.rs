@@ -62,7 +62,7 @@ mod tests {
             pace.take(pace.allowed());
         }
         assert!((119..=122).contains(&begun), "{begun}");
-        pace.pass(Duration::from_secs(3_600));
+        pace.pass(Duration::from_hours(1));
         assert_eq!(pace.allowed(), 2, "an idle hour is not saved up");
     }
 
