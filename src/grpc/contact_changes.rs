@@ -78,17 +78,35 @@ pub(super) async fn announce(
         minutes: lifetime_s / 60,
         ..Facts::default()
     };
-    let mut all = contacts::list_all(tx, account).await?;
     let kind = message::Kind::ContactChanged;
+    let all = told(tx, call, account, before).await?;
+    let (believed, others) = contact::believed(all, call.now.plus_s(-lifetime_s));
+    let unlinked = Facts {
+        link: String::new(),
+        ..facts.clone()
+    };
+    messages::notify(tx, call, account, &believed, before, kind, facts).await?;
+    messages::notify(tx, call, account, &others, before, kind, unlinked).await
+}
+
+/// Who is told of a change of a contact: that contact and all others that are proven, or were before a change
+/// that can still be taken back; the first of them, if there are many.
+async fn told(
+    tx: &mut Write,
+    call: &Call,
+    account: AccountId,
+    changed: Option<&Contact>,
+) -> Result<Vec<Contact>> {
+    let mut all = contacts::list_all(tx, account).await?;
+    all.retain(|contact| contact.proof.is_some());
     for change in contact_changes::list(tx, account, call.now).await? {
         let before = change.before;
         let before = before.and_then(|it| it.contact(account, change.contact, call.now));
-        let Some(before) = before else { continue };
-        // Whoever was told before a change that can be taken back is told on.
-        match all
-            .iter_mut()
-            .find(|it| it.proof.is_some() && it.value == before.value)
-        {
+        let Some(before) = before.filter(|it| it.proof.is_some()) else {
+            continue;
+        };
+        match all.iter_mut().find(|it| it.value == before.value) {
+            // Whoever was told before is told on, and is who has been there for longer.
             Some(contact) => {
                 if before.proof_time() < contact.proof_time() {
                     contact.proof = before.proof;
@@ -98,16 +116,10 @@ pub(super) async fn announce(
             None => all.push(before),
         }
     }
-    all.retain(|contact| contact.proof.is_some());
-    all.sort_by_key(Contact::proof_time);
+    let changed = changed.map(|contact| contact.id);
+    all.sort_by_key(|contact| (Some(contact.id) != changed, contact.proof_time()));
     all.truncate(MAX_TOLD);
-    let (believed, others) = contact::believed(all, call.now.plus_s(-lifetime_s));
-    let unlinked = Facts {
-        link: String::new(),
-        ..facts.clone()
-    };
-    messages::notify(tx, call, account, &believed, before, kind, facts).await?;
-    messages::notify(tx, call, account, &others, before, kind, unlinked).await
+    Ok(all)
 }
 
 /// Takes a change back, with all that came after it.
