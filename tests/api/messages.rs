@@ -166,6 +166,17 @@ fn outcomes(process: &accountd::server::Server) -> HashMap<String, u64> {
     outcomes
 }
 
+/// Waits until something has become of messages.
+async fn until(is_so: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("nothing has become of it");
+}
+
 /// Waits until no message waits any more, and tells what has become of those there were.
 async fn settled(server: &Server) -> HashMap<String, u64> {
     for _ in 0..600 {
@@ -604,9 +615,7 @@ on_both_engines! {
             mail.behave(manner.clone());
             send_code(&ann, &contact).await.expect("sent");
             let before = tries("later");
-            while tries("later") == before {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until(|| tries("later") > before).await;
             assert_eq!(mail.mails().len(), round, "{manner:?}");
             mail.behave(Manner::Takes);
             server.advance_s(15);
@@ -714,9 +723,7 @@ on_both_engines! {
         let contact = contact.expect("created").name;
         send_code(&ann, &contact).await.expect("sent");
         let outcome = |name: &str| outcomes(&server.running).contains_key(name);
-        while !outcome("later") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(|| outcome("later")).await;
         assert_eq!(
             messenger::waiting(&server.running.app, true)
                 .await
@@ -771,9 +778,7 @@ on_both_engines! {
             change_email(&ann, &contact, address).await;
         };
         let tried = async |times: u64| {
-            while outcomes(&server.running).get("later").copied().unwrap_or(0) < times {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until(|| outcomes(&server.running).get("later").copied().unwrap_or(0) >= times).await;
         };
         changed("new@example.org").await;
         tried(1).await;
@@ -837,9 +842,7 @@ on_both_engines! {
             send_code(&operator, &contact.name).await.expect("sent");
         }
         let later = |process: &accountd::server::Server| outcomes(process).get("later").copied().unwrap_or(0);
-        while later(&server.running) + second.as_ref().map_or(0, later) < 60 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(|| later(&server.running) + second.as_ref().map_or(0, later) >= 60).await;
         mail.behave(Manner::Takes);
         server.advance_s(15);
         settled(&server).await;
@@ -918,9 +921,7 @@ on_both_engines! {
         }
         let after = async |sent: u64| {
             let tries = |name: &str| outcomes(&server.running).get(name).copied().unwrap_or(0);
-            while tries("sent") < sent || tries("sent") + tries("later") < 1 + 6 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until(|| tries("sent") >= sent && tries("sent") + tries("later") > 6).await;
             assert_eq!(tries("sent"), sent);
         };
         after(1 + 2).await;
