@@ -274,7 +274,13 @@ async fn plain(stream: TcpStream, acceptor: &TlsAcceptor, shared: &Shared) -> st
         }
         let is_plain = *shared.manner.lock().expect("not poisoned") == Manner::IsPlain;
         let answer = match line.trim_end() {
-            ehlo if ehlo.starts_with("EHLO") && is_plain => "250 mail.example\r\n",
+            // And takes what anybody sends in the clear.
+            ehlo if ehlo.starts_with("EHLO") && is_plain => {
+                stream
+                    .write_all(b"250-mail.example\r\n250 AUTH PLAIN\r\n")
+                    .await?;
+                return talk(&mut stream, shared).await;
+            }
             ehlo if ehlo.starts_with("EHLO") => "250-mail.example\r\n250 STARTTLS\r\n",
             "STARTTLS" => {
                 stream.write_all(b"220 go ahead\r\n").await?;

@@ -491,6 +491,18 @@ on_both_engines! {
         revert(&anonymous, &undo_removing["token"])
             .await
             .expect("reverted");
+        // Not while the account is held by somebody who looks into it.
+        let operator = server.operator().await;
+        operator.suspend_user(ann.name()).await.expect("suspended");
+        assert_refused(
+            revert(&anonymous, &undo_adding["token"]).await,
+            Reason::WrongState,
+        );
+        let resume = pb::ResumeUserRequest {
+            name: ann.name().to_owned(),
+            ..Default::default()
+        };
+        operator.users().resume_user(resume).await.expect("resumed");
         revert(&anonymous, &undo_adding["token"]).await.expect("reverted");
         let operator = server.operator().await;
         let contact = operator.get_contact(&own.name).await.expect("back");
@@ -537,14 +549,14 @@ on_both_engines! {
         assert_eq!(mail.mails().len(), 1 + 5);
         // Her address, sent to by many accounts: five of each, and twenty of all.
         let operator = server.operator().await;
-        for _ in 0..6 {
+        for spelling in ["ann", "Ann", "ANN", "aNN", "anN", "ａｎｎ"] {
             let user = operator
                 .create_user(pb::User::default())
                 .await
                 .expect("created")
                 .name;
             let contact = operator
-                .create_contact(&user, email("ann@example.org", &[]))
+                .create_contact(&user, email(&format!("{spelling}@example.org"), &[]))
                 .await;
             let contact = contact.expect("created").name;
             for _ in 0..5 {
@@ -635,6 +647,8 @@ on_both_engines! {
             "{:?}",
             mail.logins()
         );
+        // Nobody has told them to a server without TLS.
+        assert_eq!(mail.logins().len(), 7, "{:?}", mail.logins());
     }
 
     async fn a_message_that_nobody_takes_is_dead_until_it_is_sent_again(engine: Engine) {
@@ -962,6 +976,30 @@ on_both_engines! {
         assert_eq!(told, ["ann@example.com", "ann@example.org"]);
         settled(&server).await;
         assert_eq!(mail.mails().len(), 2);
+    }
+
+    async fn what_was_sent_to_an_address_is_over_when_it_is_given_up(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        let old = proven(&mail, &ann, "old@example.org", &[Login, Recovery]).await;
+        let anonymous = server.anonymous().await;
+        let asked = ask_code(&anonymous, "old@example.org", ChallengeMethod::EmailCode).await;
+        let asked = asked.expect("asked");
+        let code = mail.next_to("old@example.org").await.code();
+        ask_reset(&anonymous, "old@example.org").await.expect("asked");
+        let (_, reset) = mail.next_to("old@example.org").await.link();
+        change_email(&ann.actor, &old, "new@example.org").await;
+        mail.next_to("old@example.org").await;
+        send_code(&ann.actor, &old.name).await.expect("sent");
+        let proof = mail.next_to("new@example.org").await.code();
+        ann.actor
+            .verify_contact(&old.name, &proof)
+            .await
+            .expect("verified");
+        let refused = factors::answer(&anonymous, &asked, Answer::Code(code)).await;
+        assert_refused(refused, Reason::ChallengeEnded);
+        let refused = credentials::redeem(&anonymous, &reset["code"], "four calm walruses").await;
+        assert_refused(refused, Reason::InvalidCode);
     }
 
     async fn an_address_that_was_replaced_later_comes_back(engine: Engine) {
