@@ -220,7 +220,7 @@ fn messages_are_sent_in_ways_that_can_work_and_are_safe() {
         (
             &webhook,
             "ACCOUNTD_MESSAGES__LEASE_S",
-            "20",
+            "11",
             "messages.lease_s",
         ),
         (
