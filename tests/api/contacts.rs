@@ -905,6 +905,31 @@ on_both_engines! {
             .create_contact(&somebody.name, email("m@example.org", &[Recovery]))
             .await
             .expect("may");
+        // To say that an address is verified takes a scope of its own, and so do programs.
+        let asserted = pb::Contact {
+            verification: Some(pb::contact::Verification {
+                state: verification::State::Verified.into(),
+                ..Default::default()
+            }),
+            ..email("sure@example.org", &[Notify])
+        };
+        let missing = Reason::ScopeMissing;
+        assert_refused(
+            manager.create_contact(&somebody.name, asserted.clone()).await,
+            missing,
+        );
+        let sure = ["roles/user-manager", "scopes/accountd:contacts.assert"];
+        let sure = server.system_account(&sure).await;
+        sure.create_contact(&somebody.name, asserted).await.expect("may");
+        let (program, _) = server.create_system_account(&[]).await;
+        let address = email("program@example.org", &[Notify]);
+        assert_refused(
+            manager.create_contact(&program.name, address.clone()).await,
+            missing,
+        );
+        let keeper = ["roles/user-manager", "scopes/accountd:system_accounts.update"];
+        let keeper = server.system_account(&keeper).await;
+        keeper.create_contact(&program.name, address).await.expect("may");
     }
 
     async fn nothing_remains_of_somebody_who_is_gone_but_the_wait_for_what_was_theirs(engine: Engine) {

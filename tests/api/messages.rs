@@ -866,6 +866,31 @@ on_both_engines! {
         assert_eq!(sent(&server.running) + by_second, 60);
     }
 
+    async fn nobody_writes_to_many_by_contacts_of_their_own(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await.actor;
+        let contact = async |number: u32| {
+            let address = format!("person-{number}@example.org");
+            let contact = ann.create_contact("users/me", email(&address, &[])).await;
+            contact.expect("created").name
+        };
+        for number in 0..5 {
+            send_code(&ann, &contact(number).await).await.expect("sent");
+            mail.next_to(&format!("person-{number}@example.org")).await;
+        }
+        let next = contact(5).await;
+        assert_refused(send_code(&ann, &next).await, Reason::Throttled);
+        // Nor when another goes first.
+        let delete = pb::DeleteContactRequest {
+            name: next,
+            ..Default::default()
+        };
+        ann.contacts().delete_contact(delete).await.expect("deleted");
+        assert_refused(send_code(&ann, &contact(6).await).await, Reason::Throttled);
+        settled(&server).await;
+        assert_eq!(mail.mails().len(), 5);
+    }
+
     async fn strangers_hold_nobody_up(engine: Engine) {
         let (server, mail) = with_mail(engine).await;
         let ann = server.signed_in("ann").await;
