@@ -34,9 +34,14 @@ enum Outcome {
     Ended(End, Option<String>),
     /// To be looked at again in so many seconds.
     Later(i64, String),
+    /// The same, because its address has had many; nothing was sent.
+    Held(i64),
 }
 
-/// Sends a message that was taken, and notes what has become of it; whether there was one to send.
+/// What is said of a message whose address has had many.
+const MANY: &str = "many to one address";
+
+/// Sends a message that was taken, and notes what has become of it; whether it went out, or tried to.
 pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
     let call = Call::system(app, "");
     let outcome = match deliver(&call, &taken).await {
@@ -48,9 +53,11 @@ pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
     };
     // What was done has taken its time.
     let now = app.clock.now();
+    let is_over = |delay_s: i64| now.plus_s(delay_s) >= taken.expire_time;
     let outcome = match outcome {
-        Outcome::Later(delay_s, text) if now.plus_s(delay_s) >= taken.expire_time => {
-            Outcome::Ended(End::Dead, Some(text))
+        Outcome::Later(delay_s, text) if is_over(delay_s) => Outcome::Ended(End::Dead, Some(text)),
+        Outcome::Held(delay_s) if is_over(delay_s) => {
+            Outcome::Ended(End::Dead, Some(MANY.to_owned()))
         }
         outcome => outcome,
     };
@@ -71,13 +78,19 @@ pub(super) async fn send(app: &Arc<App>, taken: Taken) -> Result<bool> {
                 Outcome::Later(delay_s, error) => {
                     messages::retry(tx, &taken, now.plus_s(*delay_s), error).await?;
                 }
+                Outcome::Held(delay_s) => {
+                    messages::retry(tx, &taken, now.plus_s(*delay_s), MANY).await?;
+                }
             }
         }
     )?;
     if let Outcome::Ended(End::Dead, error) = &outcome {
         tracing::warn!(message = %taken.id.0, kind = taken.kind.name(), error, "a message could not be sent");
     }
-    let is_none = matches!(outcome, Outcome::Ended(End::Void | End::Dropped, _));
+    let is_none = matches!(
+        outcome,
+        Outcome::Ended(End::Void | End::Dropped, _) | Outcome::Held(_)
+    );
     Ok(!is_none)
 }
 
@@ -88,7 +101,7 @@ impl Outcome {
             Self::Ended(End::Dead, _) => "dead",
             Self::Ended(End::Void, _) => "void",
             Self::Ended(End::Dropped, _) => "dropped",
-            Self::Later(..) => "later",
+            Self::Later(..) | Self::Held(_) => "later",
         }
     }
 }
@@ -125,9 +138,9 @@ async fn deliver(call: &Call, taken: &Taken) -> Result<Outcome> {
     };
     if let Some(wait) = over_cap(call, taken, &message, &recipient).await? {
         return if taken.kind.is_notice() {
-            Ok(Outcome::Later(wait, "many to one address".to_owned()))
+            Ok(Outcome::Held(wait))
         } else {
-            ended(End::Dropped, "many to one address")
+            ended(End::Dropped, MANY)
         };
     }
     if let Some(user) = user

@@ -122,7 +122,8 @@ pub async fn resolve(
     Ok(db.execute(sql).await? == 1)
 }
 
-/// Ends a message that was taken, with the error of the last try where there is no other. What it says is kept only where it may be sent again.
+/// Ends a message that was taken, with the error of the last try where there is no other. What it says is
+/// kept only where it may be sent again.
 pub async fn end(
     db: &mut Write,
     taken: &Taken,

@@ -1141,6 +1141,22 @@ on_both_engines! {
         revert(&anonymous, &token).await.expect("reverted");
     }
 
+    async fn who_is_shut_out_while_a_reset_is_sent_gets_none(engine: Engine) {
+        let (server, mail) = with_mail(engine).await;
+        let ann = server.signed_in("ann").await;
+        proven(&mail, &ann, "ann@example.org", &[Recovery]).await;
+        let mut other = Other::new(&server).await;
+        // The sender has looked up where it goes, and counts it for the address, when that is proven no more.
+        let unproven = "UPDATE contacts SET proof_method = NULL, proof_time = NULL, proof_by = NULL";
+        let is_taken = "messages WHERE kind = 'password_reset' AND attempts > 0";
+        other.whenever("throttles", is_taken, unproven).await;
+        ask_reset(&server.anonymous().await, "ann").await.expect("asked");
+        let outcomes = settled(&server).await;
+        assert_eq!((outcomes["later"], outcomes["void"]), (1, 1), "{outcomes:?}");
+        assert_eq!(mail.mails().len(), 1, "the code that proved it");
+        assert_eq!(other.count("password_resets").await, 0);
+    }
+
     async fn a_purpose_that_is_added_meanwhile_lets_no_manager_in(engine: Engine) {
         let (server, mail) = with_mail(engine).await;
         let ann = server.user("ann").await;

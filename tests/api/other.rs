@@ -35,6 +35,39 @@ impl Other {
         }
     }
 
+    /// How many rows a table has.
+    pub async fn count(&mut self, table: &str) -> i64 {
+        let sql = format!("SELECT COUNT(*) FROM {table}");
+        match self {
+            Self::Sqlite(connection) => connection
+                .query_row(&sql, [], |row| row.get(0))
+                .expect("a number"),
+            Self::Postgres(connection) => sqlx::query_scalar(AssertSqlSafe(sql))
+                .fetch_one(connection)
+                .await
+                .expect("a number"),
+        }
+    }
+
+    /// Does something to the database whenever a row comes into a table, if there is such a row elsewhere.
+    pub async fn whenever(&mut self, table: &str, there_is: &str, action: &str) {
+        let sql = match self {
+            Self::Sqlite(_) => format!(
+                "CREATE TRIGGER meanwhile AFTER INSERT ON {table}
+                 WHEN EXISTS (SELECT 1 FROM {there_is}) BEGIN {action}; END"
+            ),
+            Self::Postgres(_) => format!(
+                "CREATE FUNCTION meanwhile() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                     IF EXISTS (SELECT 1 FROM {there_is}) THEN {action}; END IF;
+                     RETURN NULL;
+                 END $$;
+                 CREATE TRIGGER meanwhile AFTER INSERT ON {table}
+                     FOR EACH ROW EXECUTE FUNCTION meanwhile()"
+            ),
+        };
+        self.run(&sql).await;
+    }
+
     /// Holds up whoever wants to write, on PostgreSQL to this table or read it, until a COMMIT.
     pub async fn hold(&mut self, table: &str) {
         let sql = match self {

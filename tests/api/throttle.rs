@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use accountd::{domain::error::Reason, grpc::pb};
+use accountd::{domain::error::Reason, grpc::pb, jobs};
 use pb::{CreateSessionRequest, Device};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{
-    Actor, Engine, Server, SignedIn, assert_refused, on_both_engines, password, reason_of,
+use crate::{
+    factors,
+    harness::{
+        Actor, Engine, Server, SignedIn, assert_refused, on_both_engines, password, reason_of,
+    },
+    other::Other,
 };
 
 on_both_engines! {
@@ -175,6 +179,28 @@ on_both_engines! {
             ..Default::default()
         };
         alice.actor.credentials().change_password(request).await.expect("not held up");
+    }
+
+    async fn a_counter_goes_when_it_says_nothing_any_more(engine: Engine) {
+        let server = engine.server_with(|config| config.throttle.network_challenges = 3).await;
+        let anonymous = server.anonymous().await;
+        let mut other = Other::new(&server).await;
+        let before = other.count("throttles").await;
+        for number in 0..8 {
+            let asked = factors::passkey_challenge(&anonymous, &format!("nobody{number}")).await;
+            assert_eq!(asked.is_ok(), number < 3, "{asked:?}");
+        }
+        assert_eq!(other.count("throttles").await, before + 3, "who is turned away leaves none");
+        let _ = guess(&anonymous, "nobody").await;
+        let guesses = other.count("throttles").await - before - 3;
+        assert!(guesses > 0);
+        // Ten minutes, and what clocks may differ by; guesses are remembered for longer.
+        server.advance_s(600 + 24 * 3_600 + 1);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_eq!(other.count("throttles").await, before + guesses);
+        server.advance_s(31 * 24 * 3_600);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        assert_eq!(other.count("throttles").await, 0);
     }
 
     async fn a_dry_run_is_counted_too(engine: Engine) {
