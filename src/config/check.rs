@@ -4,7 +4,7 @@ use super::{Config, DatabaseUrl, Messages, sources::leaves};
 use crate::domain::network;
 
 /// What is promised or would harm if there were more of it.
-const AT_MOST: [(&str, i64); 14] = [
+const AT_MOST: [(&str, i64); 15] = [
     ("break_glass.unsealed_s", 86_400),
     ("limits.drain_timeout_s", 25),
     ("messages.revert_lifetime_s", 2_592_000),
@@ -18,6 +18,7 @@ const AT_MOST: [(&str, i64); 14] = [
     ("sign_in.enrolment_lifetime_s", 3_600),
     ("smtp.timeout_s", 60),
     ("tls.reload_interval_s", 3_600),
+    ("tokens.max_bytes", 8_192),
     ("webhook.timeout_s", 60),
 ];
 

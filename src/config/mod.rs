@@ -216,6 +216,11 @@ section! {
         algorithm: String = Algorithm::Es256.name().to_owned(),
         /// Life of an access token, in seconds.
         access_token_lifetime_s: i64 = 300,
+        /// Most bytes of an access token: above that, servers downstream refuse the header it comes in. At
+        /// most 8,192.
+        max_bytes: usize = 4_096,
+        /// How long ago a person may have shown two factors to be given sensitive scopes, in seconds.
+        sensitive_max_age_s: i64 = 900,
         /// How long verifiers may keep the key set, in seconds; a new key waits this long before
         /// it signs.
         jwks_max_age_s: i64 = 300,

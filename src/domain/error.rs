@@ -58,6 +58,8 @@ reasons! {
     LimitReached = "LIMIT_REACHED",
     LastCredential = "LAST_CREDENTIAL",
     LastIdentifier = "LAST_IDENTIFIER",
+    InUse = "IN_USE",
+    TokenTooLarge = "TOKEN_TOO_LARGE",
     Throttled = "THROTTLED",
     Overloaded = "OVERLOADED",
     MessageTooLarge = "MESSAGE_TOO_LARGE",

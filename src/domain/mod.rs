@@ -33,6 +33,7 @@ pub mod phone;
 pub mod postal_address;
 pub mod recovery_code;
 pub mod role;
+pub mod scope;
 pub mod seal;
 pub mod secret;
 pub mod session;

@@ -1,35 +1,39 @@
-//! Scopes and roles that accountd comes with.
+//! Roles: named sets of scopes.
 //!
-//! Scopes of audience `accountd` are what the policies of the RPCs name; a role is a named set of
-//! them. But for the question who could get in when nobody else can, nothing in the code asks for a
-//! role, so any set of granted scopes is as good as one.
+//! But for the question who could get in when nobody else can, nothing in the code asks for a role, so any
+//! set of granted scopes is as good as one.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::collections::BTreeSet;
 
-use super::{access::POLICIES, token::OWN_AUDIENCE};
+use super::{
+    scope::{self, ScopeName},
+    time::Timestamp,
+};
 
-/// Every scope of audience `accountd`, sorted.
-pub fn scopes() -> &'static [&'static str] {
-    static SCOPES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-        let named = POLICIES
-            .iter()
-            .flat_map(|policy| policy.scopes.iter().chain(policy.field_scopes));
-        named
-            .copied()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
-    });
-    &SCOPES
-}
+/// Most roles besides the built-in ones.
+pub const MAX_ROLES: i64 = 1000;
+/// Most scopes of one role.
+pub const MAX_SCOPES: usize = 500;
+/// Most characters of a display name, and of a description.
+pub const MAX_DISPLAY_NAME: usize = 200;
+pub const MAX_DESCRIPTION: usize = 1000;
 
 /// The role of those who can do everything, and so help everybody else.
 pub const OPERATOR: &str = "operator";
 
-/// The scopes of the role `roles/{role}`, if it exists.
-pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
+/// The names of the built-in roles.
+pub const BUILT_IN: [&str; 5] = [
+    OPERATOR,
+    "user-manager",
+    "login-frontend",
+    "resource-server",
+    "auditor",
+];
+
+/// The scopes of audience `accountd` that a built-in role has, if there is such a role.
+pub fn built_in(role: &str) -> Option<&'static [&'static str]> {
     Some(match role {
-        OPERATOR => scopes(),
+        OPERATOR => scope::built_in(),
         "user-manager" => &[
             "contacts.read",
             "contacts.write",
@@ -47,6 +51,7 @@ pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
         "login-frontend" => &["credentials.reset", "sessions.create", "users.register"],
         "resource-server" => &["tokens.introspect"],
         "auditor" => &[
+            "access.read",
             "contacts.read",
             "credentials.read",
             "events.read",
@@ -60,35 +65,78 @@ pub fn scopes_of(role: &str) -> Option<&'static [&'static str]> {
     })
 }
 
-/// The names of all roles.
-pub const ROLES: [&str; 5] = [
-    OPERATOR,
-    "user-manager",
-    "login-frontend",
-    "resource-server",
-    "auditor",
-];
-
-/// The scope in a resource name `scopes/accountd:{scope}`, if accountd has it.
-pub fn parse_scope_name(name: &str) -> Option<&'static str> {
-    let (audience, scope) = name.strip_prefix("scopes/")?.split_once(':')?;
-    let known = scopes().iter().find(|known| **known == scope).copied();
-    known.filter(|_| audience == OWN_AUDIENCE)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// Without `roles/`.
+    pub id: String,
+    /// Counts the changes; the etag.
+    pub revision: i64,
+    pub display_name: String,
+    pub description: String,
+    pub scopes: BTreeSet<ScopeName>,
+    pub create_time: Timestamp,
+    pub update_time: Timestamp,
 }
 
-/// The resource name of a scope of audience `accountd`.
-pub fn scope_name(scope: &str) -> String {
-    format!("scopes/{OWN_AUDIENCE}:{scope}")
+/// One field set to a new value.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    DisplayName(String),
+    Description(String),
+    Scopes(BTreeSet<ScopeName>),
 }
 
-/// A scope as requests may write it (RFC 6749 section 3.3): 1 to 128 visible characters without
-/// `"` and `\`.
-pub fn parse_scope(text: &str) -> Result<String, String> {
-    let allowed = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
-    if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
-        return Ok(text.to_owned());
+/// The fields that an update may name.
+pub const WRITABLE: [&str; 3] = ["display_name", "description", "scopes"];
+
+impl Role {
+    pub const fn new(id: String, now: Timestamp) -> Self {
+        Self {
+            id,
+            revision: 1,
+            display_name: String::new(),
+            description: String::new(),
+            scopes: BTreeSet::new(),
+            create_time: now,
+            update_time: now,
+        }
     }
-    Err("must be scopes: 1 to 128 visible ASCII characters each".to_owned())
+
+    /// One that is there by itself.
+    pub fn built_in(id: &str) -> Option<Self> {
+        let scopes = built_in(id)?;
+        Some(Self {
+            scopes: scopes.iter().map(|scope| ScopeName::own(scope)).collect(),
+            ..Self::new(id.to_owned(), Timestamp::EPOCH)
+        })
+    }
+
+    /// The resource name.
+    pub fn name(&self) -> String {
+        format!("roles/{}", self.id)
+    }
+
+    pub fn edit(&mut self, edit: Edit) {
+        match edit {
+            Edit::DisplayName(text) => self.display_name = text,
+            Edit::Description(text) => self.description = text,
+            Edit::Scopes(scopes) => self.scopes = scopes,
+        }
+    }
+
+    /// To be called once with each stored change.
+    pub fn touch(&mut self, now: Timestamp) {
+        self.revision += 1;
+        self.update_time = now;
+    }
+}
+
+/// The role in a resource name `roles/{role}`, whether or not there is one.
+pub fn parse_name(name: &str) -> Option<&str> {
+    let id = name.strip_prefix("roles/")?;
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let begins = id.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    (begins && id.len() <= 63 && id.bytes().all(allowed)).then_some(id)
 }
 
 #[cfg(test)]
@@ -96,34 +144,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_role_is_made_of_scopes_that_exist() {
-        for role in ROLES {
-            for scope in scopes_of(role).expect(role) {
-                assert!(scopes().contains(scope), "{role} has {scope}");
+    fn every_built_in_role_is_made_of_scopes_that_exist() {
+        for role in BUILT_IN {
+            for scope in built_in(role).expect(role) {
+                assert!(scope::built_in().contains(scope), "{role} has {scope}");
             }
+            assert_eq!(
+                parse_name(&Role::built_in(role).expect(role).name()),
+                Some(role)
+            );
         }
-        assert!(scopes_of("admin").is_none());
+        assert!(built_in("admin").is_none());
     }
 
     #[test]
     fn an_auditor_changes_nothing() {
         let writes = |scope: &&str| scope.rsplit('.').next() != Some("read");
-        assert!(!scopes_of("auditor").expect("built in").iter().any(writes));
+        assert!(!built_in("auditor").expect("built in").iter().any(writes));
     }
 
     #[test]
-    fn a_scope_name_is_read_only_for_scopes_there_are() {
-        assert_eq!(
-            parse_scope_name("scopes/accountd:users.read"),
-            Some("users.read")
-        );
+    fn a_role_is_named_plainly() {
         for bad in [
-            "scopes/accountd:users",
-            "scopes/billing:users.read",
-            "users.read",
-            "scopes/",
+            "roles/",
+            "roles/Ops",
+            "roles/1st",
+            "roles/a/b",
+            "roles/a:b",
+            "ops",
+            "roles/a_b",
         ] {
-            assert_eq!(parse_scope_name(bad), None, "{bad}");
+            assert_eq!(parse_name(bad), None, "{bad}");
         }
+        assert_eq!(parse_name("roles/on-call-2"), Some("on-call-2"));
     }
 }

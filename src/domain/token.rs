@@ -2,6 +2,8 @@
 //!
 //! Invariant: time is compared here, with an argument; the JWT library's own clock is switched off.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -134,47 +136,88 @@ pub struct Grounds<'a> {
     pub requested: &'a [String],
     /// The scopes granted to the account for this audience now.
     pub granted: &'a [String],
+    /// Of the audience, those that have to be earned.
+    pub sensitive: &'a BTreeSet<String>,
+    /// What is missing to earn them, if anything is.
+    pub shortfall: Option<Refusal>,
     /// Each limits the scopes unless it is empty: of the account, of the credential.
-    pub ceilings: &'a [&'a [String]],
+    pub ceilings: &'a [Ceiling<'a>],
     /// Whatever ends before the token would: session, account, credential, grants.
     pub ends: &'a [Option<Timestamp>],
+}
+
+/// A list of scopes above which a token does not get, and what is said of those that are.
+pub type Ceiling<'a> = (Refusal, &'a [String]);
+
+/// Why a scope is not in a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The account has no grant of it for the audience that is in effect, or there is no such scope.
+    NotGranted,
+    /// Not below the account's `scope_ceiling`.
+    AccountCeiling,
+    /// Not below the `scope_ceiling` of the credential.
+    CredentialCeiling,
+    /// It is sensitive, and the person has shown one factor.
+    NeedsSecondFactor,
+    /// It is sensitive, and the person has shown who they are too long ago.
+    NeedsFreshSignIn,
+    /// It is sensitive, and the program has come with a secret that somebody else knows.
+    NeedsOwnKey,
+}
+
+/// What somebody lacks to be given what is sensitive: a person has to have shown two factors, not longer ago
+/// than `max_age_s`; a program what nobody else has.
+pub fn shortfall(
+    account: &AccountClaims,
+    has_shared_secret: bool,
+    max_age_s: i64,
+    now: Timestamp,
+) -> Option<Refusal> {
+    match account {
+        AccountClaims::SystemAccount { .. } => has_shared_secret.then_some(Refusal::NeedsOwnKey),
+        AccountClaims::User { acr, .. } if *acr != Assurance::Aal2 => {
+            Some(Refusal::NeedsSecondFactor)
+        }
+        AccountClaims::User { auth_time, .. } => {
+            let end = Timestamp::from_seconds(*auth_time).plus_s(max_age_s);
+            (end < now).then_some(Refusal::NeedsFreshSignIn)
+        }
+    }
 }
 
 /// What a token gets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Allowance {
     pub scopes: Vec<String>,
-    pub refused: Vec<String>,
+    /// What was asked for and not given; where all there is was asked for, what has to be earned yet.
+    pub refused: BTreeMap<String, Refusal>,
     /// When the token expires, in whole seconds.
     pub expire_time: Timestamp,
 }
 
 impl Grounds<'_> {
-    /// Scopes = requested ∩ granted ∩ every ceiling; life = the shortest of all that bears the token.
+    /// Scopes = requested ∩ granted ∩ every ceiling, and of what is sensitive what is earned; life = the
+    /// shortest of all that bears the token.
     pub fn decide(&self, now: Timestamp, lifetime_s: i64) -> Allowance {
-        let below =
-            |ceiling: &&[String], scope: &String| ceiling.is_empty() || ceiling.contains(scope);
-        let allowed = |scope: &&String| {
-            self.granted.contains(*scope)
-                && self.ceilings.iter().all(|ceiling| below(ceiling, scope))
-        };
-        let wanted = if self.requested.is_empty() {
+        let wants_all = self.requested.is_empty();
+        let wanted = if wants_all {
             self.granted
         } else {
             self.requested
         };
-        let (scopes, refused): (Vec<&String>, Vec<&String>) = wanted.iter().partition(allowed);
-        let refused = if self.requested.is_empty() {
-            Vec::new()
-        } else {
-            refused
-        };
-        let sorted = |scopes: Vec<&String>| {
-            let mut scopes: Vec<String> = scopes.into_iter().cloned().collect();
-            scopes.sort();
-            scopes.dedup();
-            scopes
-        };
+        let (mut scopes, mut refused) = (BTreeSet::new(), BTreeMap::new());
+        for scope in wanted {
+            match self.refusal(scope) {
+                None => {
+                    scopes.insert(scope.clone());
+                }
+                Some(refusal) if !wants_all || Some(refusal) == self.shortfall => {
+                    refused.insert(scope.clone(), refusal);
+                }
+                Some(_) => {}
+            }
+        }
         let end = self
             .ends
             .iter()
@@ -184,9 +227,21 @@ impl Grounds<'_> {
             .unwrap_or(Timestamp::MAX);
         let expire_time = now.plus_s(lifetime_s).min(end);
         Allowance {
-            scopes: sorted(scopes),
-            refused: sorted(refused),
+            scopes: scopes.into_iter().collect(),
+            refused,
             expire_time: Timestamp::from_seconds(expire_time.seconds()),
+        }
+    }
+
+    /// Why a scope is not given, if it is not: the first of the reasons.
+    pub fn refusal(&self, scope: &String) -> Option<Refusal> {
+        if !self.granted.contains(scope) {
+            return Some(Refusal::NotGranted);
+        }
+        let above = |(_, ceiling): &&Ceiling<'_>| !ceiling.is_empty() && !ceiling.contains(scope);
+        match self.ceilings.iter().find(above) {
+            Some((refusal, _)) => Some(*refusal),
+            None => self.shortfall.filter(|_| self.sensitive.contains(scope)),
         }
     }
 }
@@ -216,18 +271,84 @@ mod tests {
         list.split_whitespace().map(str::to_owned).collect()
     }
 
+    const KINDS: [Refusal; 2] = [Refusal::AccountCeiling, Refusal::CredentialCeiling];
+
     fn decide(requested: &str, granted: &str, ceilings: &[&str]) -> (Vec<String>, Vec<String>) {
         let ceilings: Vec<Vec<String>> = ceilings.iter().map(|list| scopes(list)).collect();
-        let ceilings: Vec<&[String]> = ceilings.iter().map(Vec::as_slice).collect();
+        let ceilings = KINDS.into_iter().zip(ceilings.iter().map(Vec::as_slice));
+        let ceilings: Vec<Ceiling<'_>> = ceilings.collect();
         let (requested, granted) = (scopes(requested), scopes(granted));
         let grounds = Grounds {
             requested: &requested,
             granted: &granted,
+            sensitive: &BTreeSet::new(),
+            shortfall: None,
             ceilings: &ceilings,
             ends: &[],
         };
         let allowance = grounds.decide(NOW, 300);
-        (allowance.scopes, allowance.refused)
+        (allowance.scopes, allowance.refused.into_keys().collect())
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_missing_first() {
+        let (granted, sensitive) = (scopes("a b c d"), BTreeSet::from(["c".to_owned()]));
+        let (account, credential) = (scopes("b c d"), scopes("c d"));
+        let decide = |requested: &str, shortfall| {
+            let grounds = Grounds {
+                requested: &scopes(requested),
+                granted: &granted,
+                sensitive: &sensitive,
+                shortfall,
+                ceilings: &[
+                    (Refusal::AccountCeiling, &account),
+                    (Refusal::CredentialCeiling, &credential),
+                ],
+                ends: &[],
+            };
+            let allowance = grounds.decide(NOW, 300);
+            (
+                allowance.scopes.join(" "),
+                Vec::from_iter(allowance.refused),
+            )
+        };
+        let of = |scope: &str, refusal| (scope.to_owned(), refusal);
+        let missing = Some(Refusal::NeedsSecondFactor);
+        let all = vec![
+            of("a", Refusal::AccountCeiling),
+            of("b", Refusal::CredentialCeiling),
+            of("c", Refusal::NeedsSecondFactor),
+            of("e", Refusal::NotGranted),
+        ];
+        assert_eq!(decide("e d c b a", missing), ("d".to_owned(), all));
+        assert_eq!(decide("c d", None), ("c d".to_owned(), vec![]));
+        // Whoever asks for all there is learns what a step-up would add, and no more.
+        let earned = vec![of("c", Refusal::NeedsSecondFactor)];
+        assert_eq!(decide("", missing), ("d".to_owned(), earned));
+        assert_eq!(decide("", None), ("c d".to_owned(), vec![]));
+    }
+
+    #[test]
+    fn what_is_sensitive_has_to_be_earned() {
+        let person = |acr, ago: i64| AccountClaims::User {
+            sid: Uuid::nil(),
+            auth_time: NOW.plus_s(-ago).seconds(),
+            acr,
+            amr: vec![],
+        };
+        let program = AccountClaims::SystemAccount {
+            credential_id: Uuid::nil(),
+        };
+        let of = |account: &AccountClaims, has_shared_secret| {
+            shortfall(account, has_shared_secret, 600, NOW)
+        };
+        let once = person(Assurance::Aal1, 0);
+        assert_eq!(of(&once, false), Some(Refusal::NeedsSecondFactor));
+        assert_eq!(of(&person(Assurance::Aal2, 600), false), None);
+        let late = person(Assurance::Aal2, 601);
+        assert_eq!(of(&late, false), Some(Refusal::NeedsFreshSignIn));
+        assert_eq!(of(&program, true), Some(Refusal::NeedsOwnKey));
+        assert_eq!(of(&program, false), None);
     }
 
     #[test]
@@ -246,6 +367,8 @@ mod tests {
             let grounds = Grounds {
                 requested: &[],
                 granted: &[],
+                sensitive: &BTreeSet::new(),
+                shortfall: None,
                 ceilings: &[],
                 ends,
             };

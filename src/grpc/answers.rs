@@ -95,6 +95,12 @@ async fn step_up(
     wish: &Wish,
 ) -> Result<pb::SignInResponse> {
     let user = answered.owner.id;
+    let lifetimes = call.app().config.session_lifetimes();
+    let ended = || Error::Unauthenticated(Reason::ChallengeEnded);
+    let found = sessions::find(&mut call.db().read().await?, user, id).await?;
+    let mut raised = found.ok_or_else(ended)?;
+    raised.step_up(answered.factor, call.now, lifetimes);
+    sign_in::require_fit(call, &raised, &answered.owner.lifecycle, wish).await?;
     let session = transact!(
         call.attempts(Isolation::ReadCommitted),
         attempts | tx | {
@@ -102,10 +108,8 @@ async fn step_up(
             answered.redeem(tx, call).await?;
             let found = sessions::find(tx, user, id).await?;
             let found = found.filter(|session| session.is_live(call.now));
-            let ended = || Error::Unauthenticated(Reason::ChallengeEnded);
             let mut session = found.ok_or_else(ended)?;
             let from = session.family.generation;
-            let lifetimes = call.app().config.session_lifetimes();
             session.step_up(answered.factor, call.now, lifetimes);
             if !sessions::step_up(tx, &session, from).await? {
                 return Err(Error::Conflict);

@@ -22,15 +22,16 @@ use uuid::Uuid;
 use crate::{
     app::App,
     domain::{
-        access::{self, Access, Caller, Policy, Principal},
+        access::{self, Access, Caller, Policy, Principal, Proof},
         assurance::Demand,
         certificate::Certificate,
         error::{Error, Reason, Result},
         event::{Actor, Event},
-        grant::{self, Permission},
         keyring::Genuine,
         name::{self, AccountId, EventId, SystemAccountId, UserId},
-        page, secret,
+        page,
+        scope::{Scope, ScopeName},
+        secret,
         time::Timestamp,
         token::{AccountClaims, Claims, OWN_AUDIENCE},
     },
@@ -40,7 +41,7 @@ use crate::{
         db::{Attempts, Db, Isolation, Read, Write},
         grants,
         requests::{self, Record},
-        tokens,
+        system_accounts, tokens,
     },
 };
 
@@ -249,40 +250,76 @@ impl Call {
 
     /// The same without an exception for one's own account: for what gives a token more than it has.
     pub async fn require_full_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {
-        let grants = grants::list_all(db, target).await?;
-        access::require_power_over(&self.caller, &grant::held_or_to_come(&grants, self.now))
+        let holdings = grants::holdings(db, target).await?;
+        access::require_power_over(&self.caller, &holdings.power(self.now))
     }
 
-    /// Refuses unless the caller still holds what it hands out or takes back, for at least as long:
-    /// a token is older than the grants are.
-    pub async fn require_grants(
+    /// Refuses unless the caller may hand these scopes out, or take them back, for that long: who holds them,
+    /// by the token and still by grants, a token being older than the grants are; and whom the catalogue says.
+    /// `field` is what is wrong where they hold them for a shorter time.
+    pub async fn require_to_grant(
         &self,
         db: &mut Read,
-        permission: &Permission,
+        scopes: &[Scope],
         until: Option<Timestamp>,
+        field: &str,
     ) -> Result<()> {
         let caller = self.caller.account();
         let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
-        let own = grants::list_all(db, caller).await?;
-        let held = grant::held(&own, self.now).scopes;
-        if let Some(scope) = permission
-            .scopes()
-            .into_iter()
-            .find(|scope| !held.iter().any(|held| held == scope))
-        {
-            let scopes = vec![scope.to_owned()];
-            return Err(Error::Denied {
-                reason: Reason::ScopeNotHeld,
-                scopes,
-            });
-        }
-        match grant::end_of(&own, permission, self.now) {
-            Some(end) if until.is_none_or(|until| until > end) => {
-                let text = format!("must not be later than the end of what you hold: {end}");
-                Err(Error::field("grant.expire_time", text))
+        let own = scopes.iter().filter(|scope| scope.name.is_own());
+        access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
+        let holdings = grants::holdings(db, caller).await?;
+        let by = caller.to_string();
+        let maintains = self.caller.holds(MAINTAINS_CATALOGUE);
+        for scope in scopes {
+            if scope.may_be_granted_by(&by, maintains, |role| holdings.has_role(role, self.now)) {
+                continue;
             }
-            _ => Ok(()),
+            let end = if scope.name.is_own() || self.could_get(db, &scope.name).await? {
+                holdings.end_of(&scope.name, self.now)
+            } else {
+                Some(self.now)
+            };
+            match end {
+                Some(end) if end <= self.now => {
+                    let name = if scope.name.is_own() {
+                        scope.name.scope.clone()
+                    } else {
+                        scope.name.to_string()
+                    };
+                    return Err(Error::Denied {
+                        reason: Reason::ScopeNotHeld,
+                        scopes: vec![name],
+                    });
+                }
+                Some(end) if until.is_none_or(|until| until > end) => {
+                    let text = format!("is for longer than you hold {}: until {end}", scope.name);
+                    return Err(Error::field(field, text));
+                }
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    /// Whether what limits the caller, whatever is granted to it, lets it have a scope of another audience.
+    async fn could_get(&self, db: &mut Read, name: &ScopeName) -> Result<bool> {
+        let Some(Principal {
+            id: AccountId::System(id),
+            proof: Proof::Credential(credential),
+            ..
+        }) = self.caller.principal()
+        else {
+            return Ok(true);
+        };
+        let account = system_accounts::find(db, *id).await?;
+        let credential = credentials::find(db, (*id).into(), *credential).await?;
+        let (Some(account), Some(credential)) = (account, credential) else {
+            return Ok(false);
+        };
+        let ceilings = [&account.limits.scope_ceiling, &credential.scope_ceiling];
+        let is_below = |ceiling: &&Vec<String>| ceiling.is_empty() || ceiling.contains(&name.scope);
+        Ok(account.may_ask_for(&name.audience) && ceilings.iter().all(is_below))
     }
 
     /// The event of this RPC; to be told what it is about, and appended in the transaction.
@@ -515,6 +552,9 @@ impl Call {
         }))
     }
 }
+
+/// The scope of those who say what there is to be granted.
+const MAINTAINS_CATALOGUE: &str = "access.write";
 
 fn text(metadata: &MetadataMap, name: &str) -> String {
     let value = metadata.get(name).and_then(|value| value.to_str().ok());

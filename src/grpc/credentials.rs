@@ -17,10 +17,9 @@ use crate::{
         credential::{Credential, Edit, Kind, MAX_LABEL, Parameters, State, WRITABLE},
         error::{Error, Fields, Reason, Result},
         filter,
-        grant::Permission,
         name::{AccountId, CredentialId},
         network::{self, MAX_CIDRS},
-        page, role,
+        page, role, scope,
         session::EndReason,
         system_account::MAX_LIST,
         text,
@@ -365,11 +364,8 @@ async fn require_another_way_in(db: &mut Read, call: &Call, credential: &Credent
 }
 
 async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Result<bool> {
-    let grants = grants::list_all(db, account).await?;
-    let role = Permission::Role(role::OPERATOR.to_owned());
-    Ok(grants
-        .iter()
-        .any(|grant| grant.permission == role && grant.is_in_effect(now)))
+    let holdings = grants::holdings(db, account).await?;
+    Ok(holdings.has_role(role::OPERATOR, now))
 }
 
 fn is_set(path: &str, credential: &pb::Credential) -> bool {
@@ -396,11 +392,9 @@ pub(super) fn edits(
                 let time = convert::parse_time(input.expire_time.as_ref())?;
                 Edit::ExpireTime(account::future(time, now)?)
             }
-            "scope_ceiling" => Edit::ScopeCeiling(convert::list(
-                &input.scope_ceiling,
-                MAX_LIST,
-                role::parse_scope,
-            )?),
+            "scope_ceiling" => {
+                Edit::ScopeCeiling(convert::list(&input.scope_ceiling, MAX_LIST, scope::parse)?)
+            }
             "allowed_cidrs" => Edit::AllowedCidrs(convert::list(
                 &input.allowed_cidrs,
                 MAX_CIDRS,

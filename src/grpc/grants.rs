@@ -7,24 +7,25 @@ use tonic::{Request, Response};
 use super::{
     Reply, accounts,
     call::{Call, mutate},
-    convert, pb,
+    convert, pb, roles, scopes,
 };
 use crate::{
     app::App,
     domain::{
-        access,
         account::{self, State},
         error::{Error, Fields, Reason, Result},
         filter,
         grant::{Grant, MAX_GRANTS, Permission},
         name::{self, AccountId, GrantId},
         page,
+        scope::Scope,
+        time::Timestamp,
     },
     store::{
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        users,
+        scopes as catalogue, users,
     },
 };
 
@@ -63,7 +64,6 @@ impl pb::grant_service_server::GrantService for Grants {
             return Err(Error::internal("checked above").into());
         };
         let permission = permission(input.permission.as_ref())?;
-        access::require_held(&call.caller, permission.scopes())?;
         let grant = Grant {
             id: GrantId(call.new_uuid()),
             principal,
@@ -79,8 +79,7 @@ impl pb::grant_service_server::GrantService for Grants {
             expire_time: end.flatten(),
         };
         let grant = mutate!(call, |tx| {
-            call.require_grants(tx, &grant.permission, grant.expire_time)
-                .await?;
+            require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
             require_principal(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
             if grants::list_all(tx, principal).await?.len() >= MAX_GRANTS {
@@ -136,9 +135,7 @@ impl pb::grant_service_server::GrantService for Grants {
         mutate!(call, |tx| {
             let grant = find(tx, id).await?;
             convert::require_etag(&request.etag, REVISION, grant.name())?;
-            access::require_held(&call.caller, grant.permission.scopes())?;
-            call.require_grants(tx, &grant.permission, Some(call.now))
-                .await?;
+            require_to_grant(tx, &call, &grant.permission, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
             append_event(tx, &call, &grant).await?;
@@ -159,6 +156,27 @@ async fn append_event(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> 
     let event = call.event().about(grant.name(), Some(grant.principal));
     events::append(tx, &event.detail("permission", grant.permission.name())).await?;
     Ok(())
+}
+
+/// Refuses unless there is such a role or scope, and the caller may grant all it comes to.
+async fn require_to_grant(
+    db: &mut Read,
+    call: &Call,
+    permission: &Permission,
+    until: Option<Timestamp>,
+) -> Result<()> {
+    let found = match permission {
+        Permission::Scope(name) => vec![scopes::find(db, name).await?],
+        Permission::Role(id) => {
+            let role = roles::find(db, id).await?;
+            let own = role.scopes.iter().filter(|name| name.is_own());
+            let mut found: Vec<Scope> = own.map(|name| Scope::built_in(&name.scope)).collect();
+            found.extend(catalogue::of_role(db, id).await?);
+            found
+        }
+    };
+    call.require_to_grant(db, &found, until, "grant.expire_time")
+        .await
 }
 
 /// Whoever is to hold a grant has to be there.

@@ -25,6 +25,8 @@ mod messages;
 mod mint;
 mod passwords;
 mod program_credentials;
+mod roles;
+mod scopes;
 mod seals;
 mod secrets;
 mod sessions;
@@ -66,7 +68,8 @@ pub fn services(app: &Arc<App>) -> Routes {
         contact_service_server::ContactServiceServer,
         credential_service_server::CredentialServiceServer,
         event_service_server::EventServiceServer, grant_service_server::GrantServiceServer,
-        key_service_server::KeyServiceServer, session_service_server::SessionServiceServer,
+        key_service_server::KeyServiceServer, role_service_server::RoleServiceServer,
+        scope_service_server::ScopeServiceServer, session_service_server::SessionServiceServer,
         system_account_service_server::SystemAccountServiceServer,
         token_service_server::TokenServiceServer, user_service_server::UserServiceServer,
     };
@@ -98,6 +101,12 @@ pub fn services(app: &Arc<App>) -> Routes {
         )
         .add_service(
             KeyServiceServer::new(keys::Keys { app: app() }).max_decoding_message_size(max),
+        )
+        .add_service(
+            ScopeServiceServer::new(scopes::Scopes { app: app() }).max_decoding_message_size(max),
+        )
+        .add_service(
+            RoleServiceServer::new(roles::Roles { app: app() }).max_decoding_message_size(max),
         )
         .add_service(
             GrantServiceServer::new(grants::Grants { app: app() }).max_decoding_message_size(max),

@@ -9,8 +9,8 @@ use crate::{
     domain::{
         account::State,
         error::{Error, Fields, Reason, Result},
-        grant,
         name::{AccountId, SystemAccountId, UserId},
+        scope::ScopeName,
         seal::{self, Seal, Step},
         system_account::{Kind, SystemAccount},
         text,
@@ -107,9 +107,9 @@ async fn find_sealable(
 /// Whether somebody who has asked for an account to be unsealed may still do so.
 async fn may_unseal(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
     let user = users::find(db, id).await?;
-    let held = grant::held(&grants::list_all(db, id.into()).await?, now);
+    let holdings = grants::holdings(db, id.into()).await?;
     Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
-        && held.scopes.iter().any(|scope| scope == UNSEAL))
+        && holdings.holds(&ScopeName::own(UNSEAL), now))
 }
 
 /// The scope that the policy of UnsealSystemAccount asks for.

@@ -146,7 +146,10 @@ impl pb::session_service_server::SessionService for Sessions {
                     break;
                 }
                 Judgement::Replay => Some(session),
-                Judgement::Rotate => rotate(&call, session).await?,
+                Judgement::Rotate => {
+                    sign_in::require_fit(&call, &session, &user, &wish).await?;
+                    rotate(&call, session).await?
+                }
             };
             if let Some(session) = session {
                 let tokens = sign_in::tokens(&call, &session, &user, &wish).await?;

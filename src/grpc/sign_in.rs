@@ -22,7 +22,7 @@ use crate::{
         session::{Device, EndReason, Family, MAX_DEVICE_NAME, MAX_USER_AGENT, Session},
         text,
         throttle::KnownDevice,
-        token::AccountClaims,
+        token::{AccountClaims, OWN_AUDIENCE},
     },
     store::{
         credentials,
@@ -88,6 +88,7 @@ pub(super) async fn complete(
     wish: &Wish,
 ) -> Result<pb::SignInResponse> {
     let session = new_session(call, &entry);
+    require_fit(call, &session, entry.lifecycle, wish).await?;
     let session = transact!(
         call.attempts(Isolation::ReadCommitted),
         attempts | tx | { begin(tx, call, &entry, wish, session.clone()).await? }
@@ -302,7 +303,7 @@ pub(super) async fn tokens(
     wish: &Wish,
 ) -> Result<pb::TokenSet> {
     let account = AccountId::User(session.user);
-    let held = mint::held(call, account, &wish.audience).await?;
+    let entitled = mint::entitled(call, account, &wish.audience).await?;
     let bearer = Bearer {
         account,
         claims: AccountClaims::User {
@@ -316,10 +317,11 @@ pub(super) async fn tokens(
             .map_or_else(|| OWN_CLIENT.to_owned(), |id| id.0.to_string()),
         bound_to: None,
         ceilings: &[],
+        has_shared_secret: false,
         ends: vec![Some(session.end_time()), user.expire_time],
         not_before: None,
     };
-    let tokens = mint::token(call, wish, &held, bearer)?;
+    let tokens = mint::token(call, wish, &entitled, bearer)?;
     Ok(pb::TokenSet {
         refresh_token: session
             .refresh_token(&call.app().keys.refresh_tokens)
@@ -328,6 +330,20 @@ pub(super) async fn tokens(
         session: session.name(),
         ..tokens
     })
+}
+
+/// Refuses tokens that would be too long before anything has been done for them. Those for accountd itself
+/// never are: they have scopes of one audience, and few.
+pub(super) async fn require_fit(
+    call: &Call,
+    session: &Session,
+    user: &Lifecycle,
+    wish: &Wish,
+) -> Result<()> {
+    if wish.audience == OWN_AUDIENCE {
+        return Ok(());
+    }
+    tokens(call, session, user, wish).await.map(drop)
 }
 
 /// The `client_id` of people who sign in without a frontend of their own.

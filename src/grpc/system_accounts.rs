@@ -18,7 +18,7 @@ use crate::{
         filter,
         name::{self, SystemAccountId, UserId},
         network::{self, MAX_CIDRS},
-        page, role,
+        page, scope,
         system_account::{Edit, Kind, MAX_DESCRIPTION, MAX_LIST, SystemAccount, WRITABLE},
         text,
         time::Timestamp,
@@ -379,11 +379,9 @@ fn edits(
                 Edit::DisplayName(text::required_line(&input.display_name, MAX_NAME)?)
             }
             "description" => Edit::Description(text::lines(&input.description, MAX_DESCRIPTION)?),
-            "scope_ceiling" => Edit::ScopeCeiling(convert::list(
-                &input.scope_ceiling,
-                MAX_LIST,
-                role::parse_scope,
-            )?),
+            "scope_ceiling" => {
+                Edit::ScopeCeiling(convert::list(&input.scope_ceiling, MAX_LIST, scope::parse)?)
+            }
             "audiences" => Edit::Audiences(convert::list(
                 &input.audiences,
                 MAX_LIST,

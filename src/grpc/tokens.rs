@@ -21,7 +21,7 @@ use crate::{
         secret::Kind,
         session::{EndReason, Judgement},
         time::Timestamp,
-        token::{AccountClaims, Claims, MAX_TOKEN_BYTES},
+        token::{AccountClaims, Claims, MAX_TOKEN_BYTES, Refusal},
     },
     store::{
         credentials,
@@ -68,7 +68,7 @@ impl pb::token_service_server::TokenService for Tokens {
                 }
             )?;
         }
-        let held = mint::held(&call, account.id.into(), &wish.audience).await?;
+        let entitled = mint::entitled(&call, account.id.into(), &wish.audience).await?;
         let bearer = Bearer {
             account: account.id.into(),
             claims: AccountClaims::SystemAccount {
@@ -76,11 +76,15 @@ impl pb::token_service_server::TokenService for Tokens {
             },
             client_id: account.id.0.to_string(),
             bound_to: certificate.as_deref(),
-            ceilings: &[&account.limits.scope_ceiling, &credential.scope_ceiling],
+            ceilings: &[
+                (Refusal::AccountCeiling, &account.limits.scope_ceiling),
+                (Refusal::CredentialCeiling, &credential.scope_ceiling),
+            ],
+            has_shared_secret: credential.kind.is_shared_secret(),
             ends: vec![account.end_time(), credential.expire_time],
             not_before: account.tokens_not_before,
         };
-        Ok(Response::new(mint::token(&call, &wish, &held, bearer)?))
+        Ok(Response::new(mint::token(&call, &wish, &entitled, bearer)?))
     }
 
     async fn introspect_token(

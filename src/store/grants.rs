@@ -1,23 +1,29 @@
 //! Who may hold which scopes, and when.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     db::{Read, Write},
     error::{Error, Result},
+    roles,
     sql::{Row, account_kind, sql},
 };
 use crate::domain::{
-    grant::{Grant, MAX_GRANTS, Permission},
+    grant::{Grant, Holdings, MAX_GRANTS, Permission},
     name::{AccountId, GrantId},
+    role,
+    scope::ScopeName,
     time::Timestamp,
+    token::OWN_AUDIENCE,
 };
 
 macro_rules! columns {
     () => {
-        "id, principal_id, principal_kind, role, scope, reason, granted_by, create_time, \
-         start_time, expire_time"
+        "id, principal_id, principal_kind, role, scope, audience, reason, granted_by, \
+         create_time, start_time, expire_time"
     };
 }
 
@@ -25,7 +31,12 @@ macro_rules! columns {
 fn grant(row: &Row) -> Result<Grant> {
     let permission = match (row.get("role")?, row.get("scope")?) {
         (Some(role), None) => Permission::Role(role),
-        (None, Some(scope)) => Permission::Scope(scope),
+        (None, Some(scope)) => Permission::Scope(ScopeName {
+            audience: row
+                .get::<Option<String>>("audience")?
+                .unwrap_or_else(|| OWN_AUDIENCE.to_owned()),
+            scope,
+        }),
         _ => return Err(Error::broken("a grant is of a role or of a scope")),
     };
     Ok(Grant {
@@ -43,6 +54,21 @@ fn grant(row: &Row) -> Result<Grant> {
 pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
     let sql = sql!("SELECT ", columns!(), " FROM grants WHERE id = $1").bind(id);
     db.optional(sql, grant).await
+}
+
+/// What is granted to a principal, with what its roles come to.
+pub async fn holdings(db: &mut Read, principal: AccountId) -> Result<Holdings> {
+    let grants = list_all(db, principal).await?;
+    let is_made = |grant: &Grant| match &grant.permission {
+        Permission::Role(role) => role::built_in(role).is_none(),
+        Permission::Scope(_) => false,
+    };
+    let roles = if grants.iter().any(is_made) {
+        roles::of_principal(db, principal).await?
+    } else {
+        BTreeMap::new()
+    };
+    Ok(Holdings { grants, roles })
 }
 
 /// All grants of a principal, of which there are at most [`MAX_GRANTS`].
@@ -67,7 +93,7 @@ pub async fn list_all(db: &mut Read, principal: AccountId) -> Result<Vec<Grant>>
 pub struct Query {
     pub principal: Option<AccountId>,
     pub role: Option<String>,
-    pub scope: Option<String>,
+    pub scope: Option<ScopeName>,
 }
 
 /// Where a page ended.
@@ -87,19 +113,27 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<Grant>> {
     let after = after.map_or(Uuid::nil(), |cursor| cursor.0);
-    let sql = match (query.principal, &query.role, &query.scope) {
+    let scope = query.scope.as_ref();
+    let (audience, scope) = (
+        scope.map(|name| name.audience.as_str()),
+        scope.map(|name| name.scope.as_str()),
+    );
+    let sql = match (query.principal, &query.role, scope) {
         (Some(principal), role, scope) => sql!(
             "SELECT ",
             columns!(),
             " FROM grants
               WHERE principal_id = $1 AND principal_kind = $2 AND (role = $3 OR $3 IS NULL)
-                AND (scope = $4 OR $4 IS NULL) AND id > $5
-              ORDER BY id LIMIT $6"
+                AND (scope = $4 AND COALESCE(audience, $5) = $6 OR $4 IS NULL) AND id > $7
+              ORDER BY id LIMIT $8"
         )
         .bind(principal)
         .bind(account_kind(principal))
         .bind(role.as_deref())
-        .bind(scope.as_deref()),
+        .bind(scope)
+        .bind(OWN_AUDIENCE)
+        .bind(audience),
+        // No grant is of both.
         (None, Some(role), scope) => sql!(
             "SELECT ",
             columns!(),
@@ -107,13 +141,16 @@ pub async fn list(
               ORDER BY id LIMIT $4"
         )
         .bind(role.as_str())
-        .bind(scope.as_deref()),
+        .bind(scope),
         (None, None, Some(scope)) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants WHERE scope = $1 AND id > $2 ORDER BY id LIMIT $3"
+            " FROM grants WHERE scope = $1 AND COALESCE(audience, $2) = $3 AND id > $4
+              ORDER BY id LIMIT $5"
         )
-        .bind(scope.as_str()),
+        .bind(scope)
+        .bind(OWN_AUDIENCE)
+        .bind(audience),
         (None, None, None) => {
             sql!(
                 "SELECT ",
@@ -128,18 +165,19 @@ pub async fn list(
 pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     let (role, scope) = match &grant.permission {
         Permission::Role(role) => (Some(role.as_str()), None),
-        Permission::Scope(scope) => (None, Some(scope.as_str())),
+        Permission::Scope(scope) => (None, Some(scope)),
     };
     let sql = sql!(
-        "INSERT INTO grants (id, principal_id, principal_kind, role, scope, reason, granted_by,
-            create_time, start_time, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+        "INSERT INTO grants (id, principal_id, principal_kind, role, scope, audience, reason,
+            granted_by, create_time, start_time, expire_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
     )
     .bind(grant.id)
     .bind(grant.principal)
     .bind(account_kind(grant.principal))
     .bind(role)
-    .bind(scope)
+    .bind(scope.map(|name| name.scope.as_str()))
+    .bind(scope.map(|name| name.audience.as_str()))
     .bind(grant.reason.as_str())
     .bind(grant.granted_by.as_str())
     .bind(grant.create_time)

@@ -26,6 +26,8 @@ pub mod password_resets;
 mod pool;
 mod postgres;
 pub mod requests;
+pub mod roles;
+pub mod scopes;
 pub mod sessions;
 pub mod signing_keys;
 mod sql;

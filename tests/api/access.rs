@@ -21,6 +21,7 @@ use crate::{
     contacts,
     golden::assert_golden,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
+    roles, scopes,
 };
 
 on_both_engines! {
@@ -91,6 +92,10 @@ impl Stage {
             .keys()
             .prepare_signing_key(pb::PrepareSigningKeyRequest::default())
             .await;
+        let made = scopes::create(&operator, scopes::scope("scopes/shop:pack")).await;
+        made.expect("a scope");
+        let made = roles::create(&operator, roles::role("roles/packer", &[])).await;
+        made.expect("a role");
         let stage = Self {
             credential: first_credential(&operator, alice.name()).await,
             robot_credential: first_credential(&operator, &robot.name).await,
@@ -154,6 +159,8 @@ impl Stage {
             "systemAccounts/*/contacts/*" => &self.robot_contact,
             "users/*/sessions/*" => &self.session,
             "grants/*" => &self.grant,
+            "scopes/*" => "scopes/shop:pack",
+            "roles/*" => "roles/packer",
             "signingKeys/*" => &self.key,
             "challenges/*" => "challenges/adch_x_y",
             other => panic!("nothing on the stage is a {other}"),

@@ -9,7 +9,7 @@ use crate::{
     contacts,
     harness::{Actor, Engine, assert_refused, on_both_engines, password},
     mail_server::MailServer,
-    messages,
+    messages, roles, scopes,
 };
 
 on_both_engines! {
@@ -101,6 +101,7 @@ on_both_engines! {
         accounts.suspend_system_account(pb::SuspendSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("suspended");
         accounts.resume_system_account(pb::ResumeSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("resumed");
         change_contacts(&operator, &mail, &name).await;
+        change_catalogue(&operator).await;
         let credential = operator.create_secret(&robot).await.expect("created").credential.expect("set");
         let edit = pb::Credential { name: credential.name.clone(), label: "x".to_owned(), ..Default::default() };
         operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() }).await.expect("updated");
@@ -202,6 +203,32 @@ on_both_engines! {
 }
 
 /// Every change of contacts that there is.
+/// Makes, changes and removes a scope and a role.
+async fn change_catalogue(operator: &Actor) {
+    let description = |it: &str| format!("To {it}.");
+    let scope = "scopes/shop:pack";
+    let made = scopes::create(operator, scopes::scope(scope)).await;
+    let edit = pb::Scope {
+        description: description("pack"),
+        ..made.expect("made")
+    };
+    scopes::update(operator, edit, &["description"])
+        .await
+        .expect("updated");
+    let made = roles::create(operator, roles::role("roles/packer", &[scope])).await;
+    let edit = pb::Role {
+        description: description("pack"),
+        ..made.expect("made")
+    };
+    roles::update(operator, edit, &["description"])
+        .await
+        .expect("updated");
+    roles::delete(operator, "roles/packer")
+        .await
+        .expect("deleted");
+    scopes::delete(operator, scope).await.expect("deleted");
+}
+
 async fn change_contacts(operator: &Actor, mail: &MailServer, user: &str) {
     let mut names = Vec::new();
     for address in ["a@example.org", "b@example.org"] {

@@ -447,6 +447,8 @@ impl Actor {
         sessions: session_service_client::SessionServiceClient,
         tokens: token_service_client::TokenServiceClient,
         keys: key_service_client::KeyServiceClient,
+        scopes: scope_service_client::ScopeServiceClient,
+        roles: role_service_client::RoleServiceClient,
         grants: grant_service_client::GrantServiceClient,
         events: event_service_client::EventServiceClient,
     }

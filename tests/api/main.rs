@@ -37,6 +37,8 @@ mod messages;
 mod outage;
 mod paths;
 mod races;
+mod roles;
+mod scopes;
 mod sessions;
 mod system_accounts;
 mod throttle;

@@ -260,7 +260,7 @@ on_both_engines! {
             Ok::<_, Status>(SignedIn::new(&anonymous, response))
         };
         let all = sign_in("", &[]).await.expect("signed in");
-        assert_eq!(all.tokens.scopes.len(), 8);
+        assert_eq!(all.tokens.scopes.len(), 9);
         let some = sign_in("accountd", &["users.read", "keys.write"]).await.expect("signed in");
         assert_eq!(some.tokens.scopes, ["users.read"]);
         assert_eq!(some.tokens.refused_scopes, ["keys.write"]);

@@ -22,7 +22,7 @@ on_both_engines! {
             };
             anonymous.tokens().issue_token(request).await.map(tonic::Response::into_inner)
         };
-        assert_eq!(issue(&[]).await.expect("a token").scopes.len(), 9);
+        assert_eq!(issue(&[]).await.expect("a token").scopes.len(), 10);
         let some = issue(&["keys.write", "users.update"]).await.expect("a token");
         assert_eq!((some.scopes, some.refused_scopes), (vec!["keys.write".to_owned()], vec!["users.update".to_owned()]));
         assert_eq!((&*some.refresh_token, &*some.session), ("", ""));
