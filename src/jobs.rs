@@ -25,8 +25,8 @@ use crate::{
     store::{
         challenges, client_assertions, contact_changes, contact_codes, credentials,
         db::{Read, Write},
-        events, grants, identifiers, leases, messages, meta, password_resets, requests, sessions,
-        system_accounts, throttles, tokens, transact, user_names, users,
+        events, grants, groups, identifiers, leases, messages, meta, password_resets, requests,
+        sessions, system_accounts, throttles, tokens, transact, user_names, users,
     },
     tls::Tls,
 };
@@ -162,6 +162,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::Sessions, ago(retention.ended_sessions_s)),
         (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
+        (Table::Memberships, ago(retention.ended_grants_s)),
         (Table::Events, ago(retention.events_s)),
     ];
     for (table, before) in old {
@@ -207,6 +208,8 @@ enum Table {
     Sessions,
     Credentials,
     Grants,
+    /// Of groups.
+    Memberships,
     Events,
 }
 
@@ -236,6 +239,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Sessions => sessions::forget(tx, before, BATCH).await?,
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,
+        Table::Memberships => groups::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
 }

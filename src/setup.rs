@@ -343,6 +343,7 @@ impl Bootstrap {
         credential.hint = secret.hint();
         let grant = Grant {
             id: GrantId(env.random.uuid(now)),
+            revision: 1,
             principal: account.id.into(),
             permission: Permission::Role("operator".to_owned()),
             reason: "the first operator".to_owned(),

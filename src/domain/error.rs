@@ -67,6 +67,7 @@ reasons! {
     UnknownRpc = "UNKNOWN_RPC",
     Deadline = "DEADLINE",
     Internal = "INTERNAL",
+    GroupCycle = "GROUP_CYCLE",
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,21 +1,27 @@
 //! Who may hold which scopes, and when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{
-    name::{AccountId, GrantId},
+    group::{self, Membership, Way},
+    name::{GrantId, GroupId, PrincipalId},
     role,
     scope::ScopeName,
     time::{self, Timestamp},
 };
 
 /// Most grants of one principal.
-pub const MAX_GRANTS: usize = 1000;
+pub const MAX_GRANTS: i64 = 1000;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     pub id: GrantId,
-    pub principal: AccountId,
+    /// Counts the changes; the etag.
+    pub revision: i64,
+    pub principal: PrincipalId,
     pub permission: Permission,
     pub reason: String,
     /// The resource name of whoever granted it, or `accountd`.
@@ -60,107 +66,211 @@ impl Grant {
         time::has_passed(Some(self.start_time.unwrap_or(now)), now)
             && !time::has_passed(self.expire_time, now)
     }
+
+    pub fn edit(&mut self, edit: Edit) {
+        match edit {
+            Edit::Reason(text) => self.reason = text,
+            Edit::ExpireTime(time) => self.expire_time = time,
+        }
+    }
+
+    /// To be called once with each stored change.
+    pub const fn touch(&mut self) {
+        self.revision += 1;
+    }
 }
 
-/// All that is granted to a principal, with what the roles among it come to.
-#[derive(Clone, Debug, Default)]
+/// One field set to a new value.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    Reason(String),
+    ExpireTime(Option<Timestamp>),
+}
+
+/// The fields that an update may name.
+pub const WRITABLE: [&str; 2] = ["reason", "expire_time"];
+
+/// All that is granted to a principal and to the groups it is in, but for what is over, with what the roles
+/// among it come to.
+#[derive(Clone, Debug)]
 pub struct Holdings {
+    pub principal: PrincipalId,
+    /// Of the principal, of the groups it is in, and so on; none where nothing is granted to those.
+    pub memberships: Vec<Membership>,
     pub grants: Vec<Grant>,
-    /// The scopes of those roles that are not built in.
-    pub roles: BTreeMap<String, BTreeSet<ScopeName>>,
+    /// The scopes of the roles that are granted.
+    pub of_roles: BTreeMap<String, Cow<'static, BTreeSet<ScopeName>>>,
 }
 
 /// What a principal holds of one audience now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Sorted.
-    pub scopes: Vec<String>,
+    pub scopes: BTreeSet<String>,
     /// When the first of the grants behind them ends.
     pub end_time: Option<Timestamp>,
     /// What was granted, and how many bytes its scopes take in a token: the most first.
     pub sources: Vec<(String, usize)>,
 }
 
+/// A grant that is in effect for a principal.
+#[derive(Clone, Debug)]
+pub struct Reaching<'a> {
+    pub grant: &'a Grant,
+    /// How the principal is in the group that it was granted to.
+    pub way: Way,
+    /// When that or the grant ends; [`Timestamp::MAX`] if never.
+    pub end_time: Timestamp,
+}
+
+/// Why a grant does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    NotStarted,
+    Ended,
+    /// The time of a membership on the way has not come or is over.
+    NoMembership,
+}
+
 impl Holdings {
     /// The scopes that a grant is of.
-    fn scopes(&self, grant: &Grant) -> Vec<ScopeName> {
-        match &grant.permission {
-            Permission::Scope(scope) => vec![scope.clone()],
-            Permission::Role(role) => match role::built_in(role) {
-                Some(scopes) => scopes.iter().map(|scope| ScopeName::own(scope)).collect(),
-                None => self
-                    .roles
-                    .get(role)
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
-            },
-        }
+    fn scopes<'a>(&'a self, grant: &'a Grant) -> impl Iterator<Item = &'a ScopeName> {
+        let (one, many) = match &grant.permission {
+            Permission::Scope(scope) => (Some(scope), None),
+            Permission::Role(role) => (None, self.of_roles.get(role)),
+        };
+        one.into_iter()
+            .chain(many.into_iter().flat_map(|scopes| scopes.iter()))
     }
 
-    fn in_effect(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
-        self.grants
-            .iter()
-            .filter(move |grant| grant.is_in_effect(now))
+    /// The groups that the principal is in now, and itself.
+    fn ways(&self, now: Timestamp) -> BTreeMap<PrincipalId, Way> {
+        let in_effect = self.memberships.iter().filter(|it| it.is_in_effect(now));
+        group::ways(self.principal, in_effect)
+    }
+
+    /// The grants that are in effect, each with how it comes to the principal.
+    pub fn reaching(&self, now: Timestamp) -> Vec<Reaching<'_>> {
+        let ways = self.ways(now);
+        let reaching = self.grants.iter().filter_map(|grant| {
+            let way = ways
+                .get(&grant.principal)
+                .filter(|_| grant.is_in_effect(now))?
+                .clone();
+            let end_time = grant
+                .expire_time
+                .unwrap_or(Timestamp::MAX)
+                .min(way.end_time);
+            Some(Reaching {
+                grant,
+                way,
+                end_time,
+            })
+        });
+        reaching.collect()
     }
 
     /// The one answer to what a principal's grants come to now.
     pub fn held(&self, audience: &str, now: Timestamp) -> Held {
         let mut held = Held::default();
-        for grant in self.in_effect(now) {
-            let scopes = self.scopes(grant);
-            let scopes = scopes
-                .into_iter()
+        let mut end_time = Timestamp::MAX;
+        for Reaching {
+            grant,
+            end_time: end,
+            ..
+        } in self.reaching(now)
+        {
+            let scopes = self
+                .scopes(grant)
                 .filter(|scope| scope.audience == audience);
-            let scopes: Vec<String> = scopes.map(|scope| scope.scope).collect();
+            let scopes: Vec<String> = scopes.map(|scope| scope.scope.clone()).collect();
             if scopes.is_empty() {
                 continue;
             }
             let bytes = scopes.iter().map(|scope| scope.len() + 1).sum();
             held.sources.push((grant.permission.name(), bytes));
             held.scopes.extend(scopes);
-            let ends = [held.end_time, grant.expire_time];
-            held.end_time = ends.into_iter().flatten().min();
+            end_time = end_time.min(end);
         }
-        held.scopes.sort();
-        held.scopes.dedup();
+        held.end_time = (end_time != Timestamp::MAX).then_some(end_time);
         held.sources
             .sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         held
     }
 
+    /// Every scope that is held now, with the grants of it: the one that lasts longest first.
+    pub fn effective(&self, now: Timestamp) -> BTreeMap<&ScopeName, Vec<Reaching<'_>>> {
+        let mut effective: BTreeMap<&ScopeName, Vec<Reaching<'_>>> = BTreeMap::new();
+        let mut reaching = self.reaching(now);
+        reaching.sort_by_key(|it| {
+            (
+                std::cmp::Reverse(it.end_time),
+                it.way.via.len(),
+                it.grant.id,
+            )
+        });
+        for it in reaching {
+            for scope in self.scopes(it.grant) {
+                effective.entry(scope).or_default().push(it.clone());
+            }
+        }
+        effective
+    }
+
+    /// The grants of a scope that do not count now: what is wrong with each, and the groups on a way to it.
+    pub fn idle(&self, scope: &ScopeName, now: Timestamp) -> Vec<(&Grant, Idle, Vec<GroupId>)> {
+        let ways = group::ways(self.principal, self.memberships.iter());
+        let counts: BTreeSet<GrantId> = self.reaching(now).iter().map(|it| it.grant.id).collect();
+        let others = self
+            .grants
+            .iter()
+            .filter(|grant| !counts.contains(&grant.id));
+        let of_scope = others.filter(|grant| self.scopes(grant).any(|held| held == scope));
+        let idle = of_scope.filter_map(|grant| {
+            let via = ways.get(&grant.principal)?.via.clone();
+            let why = if time::has_passed(grant.expire_time, now) {
+                Idle::Ended
+            } else if grant.is_in_effect(now) {
+                Idle::NoMembership
+            } else {
+                Idle::NotStarted
+            };
+            Some((grant, why, via))
+        });
+        idle.collect()
+    }
+
     pub fn holds(&self, scope: &ScopeName, now: Timestamp) -> bool {
-        self.in_effect(now)
-            .any(|grant| self.scopes(grant).contains(scope))
+        self.reaching(now)
+            .iter()
+            .any(|it| self.scopes(it.grant).any(|held| held == scope))
+    }
+
+    /// The names of the roles that are held now.
+    pub fn roles(&self, now: Timestamp) -> BTreeSet<String> {
+        let reaching = self.reaching(now);
+        let granted = reaching.iter().map(|it| &it.grant.permission);
+        let roles = granted.filter(|it| matches!(it, Permission::Role(_)));
+        roles.map(Permission::name).collect()
     }
 
     pub fn has_role(&self, role: &str, now: Timestamp) -> bool {
         let role = Permission::Role(role.to_owned());
-        self.in_effect(now).any(|grant| grant.permission == role)
+        let reaching = self.reaching(now);
+        reaching.iter().any(|it| it.grant.permission == role)
     }
 
-    /// When a scope is no longer held; `None` if it is held without end.
-    pub fn end_of(&self, scope: &ScopeName, now: Timestamp) -> Option<Timestamp> {
-        let grants = self.in_effect(now);
-        let ends = grants
-            .filter(|grant| self.scopes(grant).contains(scope))
-            .map(|grant| grant.expire_time.unwrap_or(Timestamp::MAX));
-        let last = ends.max().unwrap_or(now);
-        (last != Timestamp::MAX).then_some(last)
+    /// Every scope that is held or going to be.
+    pub fn prospective(&self, now: Timestamp) -> BTreeSet<&ScopeName> {
+        let grants = self.grants.iter();
+        let live = grants.filter(|grant| !time::has_passed(grant.expire_time, now));
+        live.flat_map(|grant| self.scopes(grant)).collect()
     }
 
-    /// The scopes of audience `accountd` that a principal holds or is going to hold: whoever has power over
-    /// it now has that, too.
+    /// Of those, the ones of audience `accountd`: whoever has power over the principal now has that, too.
     pub fn power(&self, now: Timestamp) -> Vec<String> {
-        let live = self
-            .grants
-            .iter()
-            .filter(|grant| !time::has_passed(grant.expire_time, now));
-        live.flat_map(|grant| self.scopes(grant))
-            .filter(ScopeName::is_own)
-            .map(|scope| scope.scope)
-            .collect()
+        let prospective = self.prospective(now).into_iter();
+        let own = prospective.filter(|scope| scope.is_own());
+        own.map(|scope| scope.scope.clone()).collect()
     }
 }
 
@@ -169,14 +279,20 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{name::UserId, token::OWN_AUDIENCE};
+    use crate::domain::{
+        name::{AccountId, UserId},
+        token::OWN_AUDIENCE,
+    };
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000);
+    const ANN: PrincipalId = PrincipalId::Account(AccountId::User(UserId(Uuid::nil())));
+    const CREW: GroupId = GroupId(Uuid::nil());
 
     fn grant(permission: &str, start: Option<i64>, end: Option<i64>) -> Grant {
         Grant {
             id: GrantId(Uuid::nil()),
-            principal: UserId(Uuid::nil()).into(),
+            revision: 1,
+            principal: ANN,
             permission: Permission::parse(permission).expect(permission),
             reason: String::new(),
             granted_by: String::new(),
@@ -186,6 +302,10 @@ mod tests {
         }
     }
 
+    fn listed(held: &Held) -> Vec<&str> {
+        held.scopes.iter().map(String::as_str).collect()
+    }
+
     fn holdings(grants: impl IntoIterator<Item = Grant>) -> Holdings {
         let name = |name: &str| ScopeName::parse(name).expect(name);
         let packer = [
@@ -193,9 +313,20 @@ mod tests {
             "scopes/shop:ship",
             "scopes/accountd:users.read",
         ];
+        let mut roles = role::BUILT_IN
+            .map(|role| {
+                (
+                    role.to_owned(),
+                    Cow::Borrowed(role::built_in(role).expect(role)),
+                )
+            })
+            .to_vec();
+        roles.push(("packer".to_owned(), Cow::Owned(packer.map(name).into())));
         Holdings {
+            principal: ANN,
+            memberships: Vec::new(),
             grants: grants.into_iter().collect(),
-            roles: BTreeMap::from([("packer".to_owned(), packer.map(name).into())]),
+            of_roles: roles.into_iter().collect(),
         }
     }
 
@@ -207,10 +338,14 @@ mod tests {
             grant("scopes/accountd:keys.read", None, None),
             grant("scopes/accountd:keys.read", None, Some(3)),
         ]);
-        let end = |name: &str| holdings.end_of(&ScopeName::parse(name).expect(name), NOW);
+        let effective = holdings.effective(NOW);
+        let end = |name: &str| {
+            let grants = effective.get(&ScopeName::parse(name).expect(name))?;
+            grants.first().map(|it| it.end_time)
+        };
         assert_eq!(end("scopes/accountd:users.read"), Some(NOW.plus_s(9)));
-        assert_eq!(end("scopes/accountd:keys.read"), None);
-        assert_eq!(end("scopes/accountd:keys.write"), Some(NOW), "not held");
+        assert_eq!(end("scopes/accountd:keys.read"), Some(Timestamp::MAX));
+        assert_eq!(end("scopes/accountd:keys.write"), None, "not held");
     }
 
     #[test]
@@ -223,9 +358,9 @@ mod tests {
             grant("scopes/accountd:keys.read", None, Some(0)),
         ]);
         let held = holdings.held(OWN_AUDIENCE, NOW);
-        assert_eq!(held.scopes, ["tokens.introspect", "users.read"]);
+        assert_eq!(listed(&held), ["tokens.introspect", "users.read"]);
         assert_eq!(held.end_time, Some(NOW.plus_s(50)));
-        assert_eq!(Holdings::default().held(OWN_AUDIENCE, NOW), Held::default());
+        assert_eq!(self::holdings([]).held(OWN_AUDIENCE, NOW), Held::default());
         assert!(holdings.power(NOW).contains(&"keys.write".to_owned()));
         assert!(!holdings.power(NOW).contains(&"keys.read".to_owned()));
     }
@@ -239,7 +374,7 @@ mod tests {
             grant("roles/gone", None, None),
         ]);
         let held = holdings.held("shop", NOW);
-        assert_eq!(held.scopes, ["pack", "refund", "ship"]);
+        assert_eq!(listed(&held), ["pack", "refund", "ship"]);
         assert_eq!(
             held.end_time,
             Some(NOW.plus_s(60)),
@@ -250,9 +385,46 @@ mod tests {
             ("scopes/shop:refund".to_owned(), 7),
         ];
         assert_eq!(held.sources, sources);
-        assert_eq!(holdings.held(OWN_AUDIENCE, NOW).scopes, ["users.read"]);
+        assert_eq!(listed(&holdings.held(OWN_AUDIENCE, NOW)), ["users.read"]);
         assert_eq!(holdings.power(NOW), ["users.read"]);
         assert!(holdings.has_role("packer", NOW) && !holdings.has_role("packer", NOW.plus_s(60)));
+    }
+
+    #[test]
+    fn what_a_group_holds_reaches_who_is_in_it_and_for_as_long() {
+        let mut holdings = holdings([grant("roles/packer", None, Some(60))]);
+        holdings.grants[0].principal = CREW.into();
+        assert_eq!(holdings.held("shop", NOW), Held::default());
+        holdings.memberships.push(Membership {
+            group: CREW,
+            member: ANN,
+            start_time: None,
+            expire_time: Some(NOW.plus_s(7)),
+            added_by: String::new(),
+            create_time: NOW,
+        });
+        let held = holdings.held("shop", NOW);
+        assert_eq!((held.scopes.len(), held.end_time), (2, Some(NOW.plus_s(7))));
+        assert_eq!(
+            holdings.roles(NOW),
+            BTreeSet::from(["roles/packer".to_owned()])
+        );
+        let effective = holdings.effective(NOW);
+        let pack = ScopeName::parse("scopes/shop:pack").expect("a name");
+        let by = &effective[&pack][0];
+        assert_eq!((&by.way.via, by.end_time), (&vec![CREW], NOW.plus_s(7)));
+        assert_eq!(holdings.held("shop", NOW.plus_s(7)), Held::default());
+        holdings.memberships[0].start_time = Some(NOW.plus_s(1));
+        assert_eq!(holdings.held("shop", NOW), Held::default());
+        assert_eq!(holdings.power(NOW), ["users.read"], "is going to have it");
+        let why = |now| {
+            let idle = holdings.idle(&pack, now).into_iter();
+            let idle: Vec<_> = idle.map(|(_, why, via)| (why, via)).collect();
+            idle
+        };
+        assert_eq!(why(NOW), [(Idle::NoMembership, vec![CREW])]);
+        assert_eq!(why(NOW.plus_s(1)), []);
+        assert_eq!(why(NOW.plus_s(60)), [(Idle::Ended, vec![CREW])]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod event;
 pub mod filter;
 pub mod foreign_hash;
 pub mod grant;
+pub mod group;
 pub mod identifier;
 pub mod key_set;
 pub mod keyring;

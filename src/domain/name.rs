@@ -26,6 +26,7 @@ ids! {
     CredentialId,
     SessionId,
     GrantId,
+    GroupId,
     ContactId,
     EventId,
     MessageId,
@@ -85,6 +86,57 @@ impl AccountId {
     }
 }
 
+/// Whoever can hold a grant: an account, or a group for all in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PrincipalId {
+    Account(AccountId),
+    Group(GroupId),
+}
+
+impl PrincipalId {
+    pub const fn uuid(self) -> Uuid {
+        match self {
+            Self::Account(id) => id.uuid(),
+            Self::Group(GroupId(id)) => id,
+        }
+    }
+
+    pub const fn account(self) -> Option<AccountId> {
+        match self {
+            Self::Account(id) => Some(id),
+            Self::Group(_) => None,
+        }
+    }
+
+    /// Reads the resource name of an account or a group.
+    pub fn parse(name: &str) -> Option<Self> {
+        let group = GroupId::parse(name).map(Self::Group);
+        group.or_else(|| AccountId::parse(name).map(Self::Account))
+    }
+}
+
+impl GroupId {
+    /// Reads `groups/{uuid}`.
+    pub fn parse(name: &str) -> Option<Self> {
+        name.strip_prefix("groups/").and_then(uuid).map(Self)
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "groups/{}", self.0)
+    }
+}
+
+impl fmt::Display for PrincipalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(id) => id.fmt(f),
+            Self::Group(id) => id.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for AccountId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -103,6 +155,30 @@ impl fmt::Display for UserId {
 impl fmt::Display for SystemAccountId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "systemAccounts/{}", self.0)
+    }
+}
+
+impl From<AccountId> for PrincipalId {
+    fn from(id: AccountId) -> Self {
+        Self::Account(id)
+    }
+}
+
+impl From<UserId> for PrincipalId {
+    fn from(id: UserId) -> Self {
+        Self::Account(id.into())
+    }
+}
+
+impl From<SystemAccountId> for PrincipalId {
+    fn from(id: SystemAccountId) -> Self {
+        Self::Account(id.into())
+    }
+}
+
+impl From<GroupId> for PrincipalId {
+    fn from(id: GroupId) -> Self {
+        Self::Group(id)
     }
 }
 
@@ -137,6 +213,12 @@ mod tests {
             "",
         ] {
             assert_eq!(AccountId::parse(other), None, "{other}");
+        }
+        for name in [name.to_owned(), name.replace("users", "groups")] {
+            assert_eq!(
+                PrincipalId::parse(&name).expect("a principal").to_string(),
+                name
+            );
         }
     }
 

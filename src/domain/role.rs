@@ -3,7 +3,10 @@
 //! But for the question who could get in when nobody else can, nothing in the code asks for a role, so any
 //! set of granted scopes is as good as one.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
 
 use super::{
     scope::{self, ScopeName},
@@ -30,9 +33,20 @@ pub const BUILT_IN: [&str; 5] = [
     "auditor",
 ];
 
-/// The scopes of audience `accountd` that a built-in role has, if there is such a role.
-pub fn built_in(role: &str) -> Option<&'static [&'static str]> {
-    Some(match role {
+/// The scopes that a built-in role has, if there is such a role; all are of audience `accountd`.
+pub fn built_in(role: &str) -> Option<&'static BTreeSet<ScopeName>> {
+    static ROLES: LazyLock<BTreeMap<&str, BTreeSet<ScopeName>>> = LazyLock::new(|| {
+        let own = |scopes: &[&str]| scopes.iter().map(|scope| ScopeName::own(scope)).collect();
+        BUILT_IN
+            .into_iter()
+            .map(|role| (role, own(scopes_of(role))))
+            .collect()
+    });
+    ROLES.get(role)
+}
+
+fn scopes_of(built_in: &str) -> &'static [&'static str] {
+    match built_in {
         OPERATOR => scope::built_in(),
         "user-manager" => &[
             "contacts.read",
@@ -56,13 +70,14 @@ pub fn built_in(role: &str) -> Option<&'static [&'static str]> {
             "credentials.read",
             "events.read",
             "grants.read",
+            "groups.read",
             "keys.read",
             "sessions.read",
             "system_accounts.read",
             "users.read",
         ],
-        _ => return None,
-    })
+        _ => &[],
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +121,7 @@ impl Role {
     pub fn built_in(id: &str) -> Option<Self> {
         let scopes = built_in(id)?;
         Some(Self {
-            scopes: scopes.iter().map(|scope| ScopeName::own(scope)).collect(),
+            scopes: scopes.clone(),
             ..Self::new(id.to_owned(), Timestamp::EPOCH)
         })
     }
@@ -147,7 +162,10 @@ mod tests {
     fn every_built_in_role_is_made_of_scopes_that_exist() {
         for role in BUILT_IN {
             for scope in built_in(role).expect(role) {
-                assert!(scope::built_in().contains(scope), "{role} has {scope}");
+                assert!(
+                    scope::built_in().contains(&&*scope.scope),
+                    "{role} has {scope}"
+                );
             }
             assert_eq!(
                 parse_name(&Role::built_in(role).expect(role).name()),
@@ -160,7 +178,7 @@ mod tests {
     #[test]
     fn an_auditor_changes_nothing() {
         let writes = |scope: &&str| scope.rsplit('.').next() != Some("read");
-        assert!(!built_in("auditor").expect("built in").iter().any(writes));
+        assert!(!scopes_of("auditor").iter().any(writes));
     }
 
     #[test]

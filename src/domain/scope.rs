@@ -134,20 +134,13 @@ impl Scope {
         }
     }
 
-    /// Whether an account may grant it without holding it: one that is named, or holds a role that is, or
-    /// that maintains the catalogue where nobody is named. Never one of our own, which give power here.
-    pub fn may_be_granted_by(
-        &self,
-        account: &str,
-        maintains_catalogue: bool,
-        has_role: impl Fn(&str) -> bool,
-    ) -> bool {
-        let is_by =
-            |name: &String| name == account || super::role::parse_name(name).is_some_and(&has_role);
+    /// Whether somebody who goes by these names may grant it without holding it: where none is given, who
+    /// maintains the catalogue. Never one of our own, which give power here.
+    pub fn may_be_granted_by(&self, names: &BTreeSet<String>, maintains_catalogue: bool) -> bool {
         match self.grantable_by.as_slice() {
             _ if self.name.is_own() => false,
             [] => maintains_catalogue,
-            names => names.iter().any(is_by),
+            granters => granters.iter().any(|name| names.contains(name)),
         }
     }
 
@@ -222,9 +215,8 @@ mod tests {
     fn the_catalogue_says_who_grants_what_they_do_not_hold() {
         let name = ScopeName::parse("scopes/shop:refund").expect("a name");
         let mut scope = Scope::new(name, Timestamp::EPOCH);
-        let may = |scope: &Scope, maintains| {
-            scope.may_be_granted_by("users/ann", maintains, |role| role == "shop-owner")
-        };
+        let ann = BTreeSet::from(["users/ann", "roles/shop-owner"].map(str::to_owned));
+        let may = |scope: &Scope, maintains| scope.may_be_granted_by(&ann, maintains);
         assert!(may(&scope, true) && !may(&scope, false));
         for (names, by_ann) in [
             (["users/ann", "roles/x"], true),

@@ -135,11 +135,13 @@ pub struct Grounds<'a> {
     /// The scopes asked for; all there are when empty.
     pub requested: &'a [String],
     /// The scopes granted to the account for this audience now.
-    pub granted: &'a [String],
+    pub granted: &'a BTreeSet<String>,
     /// Of the audience, those that have to be earned.
     pub sensitive: &'a BTreeSet<String>,
     /// What is missing to earn them, if anything is.
     pub shortfall: Option<Refusal>,
+    /// What forbids every scope, if anything does.
+    pub bar: Option<Refusal>,
     /// Each limits the scopes unless it is empty: of the account, of the credential.
     pub ceilings: &'a [Ceiling<'a>],
     /// Whatever ends before the token would: session, account, credential, grants.
@@ -164,6 +166,12 @@ pub enum Refusal {
     NeedsFreshSignIn,
     /// It is sensitive, and the program has come with a secret that somebody else knows.
     NeedsOwnKey,
+    /// The account may not act.
+    AccountState,
+    /// The account may not ask for the audience.
+    Audience,
+    /// What the token would be asked for with is worth nothing.
+    ProofEnded,
 }
 
 /// What somebody lacks to be given what is sensitive: a person has to have shown two factors, not longer ago
@@ -201,10 +209,10 @@ impl Grounds<'_> {
     /// shortest of all that bears the token.
     pub fn decide(&self, now: Timestamp, lifetime_s: i64) -> Allowance {
         let wants_all = self.requested.is_empty();
-        let wanted = if wants_all {
-            self.granted
+        let wanted: Vec<&String> = if wants_all {
+            self.granted.iter().collect()
         } else {
-            self.requested
+            self.requested.iter().collect()
         };
         let (mut scopes, mut refused) = (BTreeSet::new(), BTreeMap::new());
         for scope in wanted {
@@ -237,6 +245,9 @@ impl Grounds<'_> {
     pub fn refusal(&self, scope: &String) -> Option<Refusal> {
         if !self.granted.contains(scope) {
             return Some(Refusal::NotGranted);
+        }
+        if self.bar.is_some() {
+            return self.bar;
         }
         let above = |(_, ceiling): &&Ceiling<'_>| !ceiling.is_empty() && !ceiling.contains(scope);
         match self.ceilings.iter().find(above) {
@@ -277,12 +288,14 @@ mod tests {
         let ceilings: Vec<Vec<String>> = ceilings.iter().map(|list| scopes(list)).collect();
         let ceilings = KINDS.into_iter().zip(ceilings.iter().map(Vec::as_slice));
         let ceilings: Vec<Ceiling<'_>> = ceilings.collect();
-        let (requested, granted) = (scopes(requested), scopes(granted));
+        let requested = scopes(requested);
+        let granted = scopes(granted).into_iter().collect();
         let grounds = Grounds {
             requested: &requested,
             granted: &granted,
             sensitive: &BTreeSet::new(),
             shortfall: None,
+            bar: None,
             ceilings: &ceilings,
             ends: &[],
         };
@@ -292,7 +305,8 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_is_missing_first() {
-        let (granted, sensitive) = (scopes("a b c d"), BTreeSet::from(["c".to_owned()]));
+        let granted = scopes("a b c d").into_iter().collect();
+        let sensitive = BTreeSet::from(["c".to_owned()]);
         let (account, credential) = (scopes("b c d"), scopes("c d"));
         let decide = |requested: &str, shortfall| {
             let grounds = Grounds {
@@ -300,6 +314,7 @@ mod tests {
                 granted: &granted,
                 sensitive: &sensitive,
                 shortfall,
+                bar: None,
                 ceilings: &[
                     (Refusal::AccountCeiling, &account),
                     (Refusal::CredentialCeiling, &credential),
@@ -326,6 +341,27 @@ mod tests {
         let earned = vec![of("c", Refusal::NeedsSecondFactor)];
         assert_eq!(decide("", missing), ("d".to_owned(), earned));
         assert_eq!(decide("", None), ("c d".to_owned(), vec![]));
+    }
+
+    #[test]
+    fn what_is_barred_gives_nothing() {
+        let granted = BTreeSet::from(["a".to_owned()]);
+        for (requested, refused) in [("", 0), ("a", 1)] {
+            let grounds = Grounds {
+                requested: &scopes(requested),
+                granted: &granted,
+                sensitive: &BTreeSet::new(),
+                shortfall: None,
+                bar: Some(Refusal::Audience),
+                ceilings: &[],
+                ends: &[],
+            };
+            let allowance = grounds.decide(NOW, 300);
+            assert_eq!(
+                (allowance.scopes.len(), allowance.refused.len()),
+                (0, refused)
+            );
+        }
     }
 
     #[test]
@@ -366,9 +402,10 @@ mod tests {
         let ends = |ends: &[Option<Timestamp>]| {
             let grounds = Grounds {
                 requested: &[],
-                granted: &[],
+                granted: &BTreeSet::new(),
                 sensitive: &BTreeSet::new(),
                 shortfall: None,
+                bar: None,
                 ceilings: &[],
                 ends,
             };

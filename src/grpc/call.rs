@@ -27,8 +27,9 @@ use crate::{
         certificate::Certificate,
         error::{Error, Reason, Result},
         event::{Actor, Event},
+        group,
         keyring::Genuine,
-        name::{self, AccountId, EventId, SystemAccountId, UserId},
+        name::{self, AccountId, EventId, PrincipalId, SystemAccountId, UserId},
         page,
         scope::{Scope, ScopeName},
         secret,
@@ -39,7 +40,7 @@ use crate::{
     store::{
         credentials,
         db::{Attempts, Db, Isolation, Read, Write},
-        grants,
+        grants, groups,
         requests::{self, Record},
         system_accounts, tokens,
     },
@@ -218,6 +219,12 @@ impl Call {
         }
     }
 
+    /// The resource name of whoever calls, for what is kept of who did it.
+    pub fn by(&self) -> String {
+        let account = self.caller.account();
+        account.map(|id| id.to_string()).unwrap_or_default()
+    }
+
     pub fn new_uuid(&self) -> Uuid {
         self.app.random.uuid(self.now)
     }
@@ -241,16 +248,26 @@ impl Call {
 
     /// Nobody changes an account that holds what they do not. A person's own account is theirs; a
     /// system account's token may be narrower than the account, so it is held to the rule.
-    pub async fn require_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {
-        if self.caller.account() == Some(target) && matches!(target, AccountId::User(_)) {
+    pub async fn require_power_over(
+        &self,
+        db: &mut Read,
+        target: impl Into<PrincipalId>,
+    ) -> Result<()> {
+        let target = target.into();
+        let own = self.caller.account().map(PrincipalId::Account);
+        if own == Some(target) && matches!(target, PrincipalId::Account(AccountId::User(_))) {
             return Ok(());
         }
         self.require_full_power_over(db, target).await
     }
 
     /// The same without an exception for one's own account: for what gives a token more than it has.
-    pub async fn require_full_power_over(&self, db: &mut Read, target: AccountId) -> Result<()> {
-        let holdings = grants::holdings(db, target).await?;
+    pub async fn require_full_power_over(
+        &self,
+        db: &mut Read,
+        target: impl Into<PrincipalId>,
+    ) -> Result<()> {
+        let holdings = grants::holdings(db, target.into(), self.now).await?;
         access::require_power_over(&self.caller, &holdings.power(self.now))
     }
 
@@ -268,20 +285,22 @@ impl Call {
         let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
         let own = scopes.iter().filter(|scope| scope.name.is_own());
         access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let holdings = grants::holdings(db, caller).await?;
-        let by = caller.to_string();
+        let holdings = grants::holdings(db, caller.into(), self.now).await?;
+        let memberships = groups::memberships(db, caller.into(), self.now).await?;
+        let in_effect = memberships.iter().filter(|it| it.is_in_effect(self.now));
+        let mut names = holdings.roles(self.now);
+        let principals = group::ways(caller.into(), in_effect);
+        names.extend(principals.keys().map(ToString::to_string));
+        let effective = holdings.effective(self.now);
         let maintains = self.caller.holds(MAINTAINS_CATALOGUE);
         for scope in scopes {
-            if scope.may_be_granted_by(&by, maintains, |role| holdings.has_role(role, self.now)) {
+            if scope.may_be_granted_by(&names, maintains) {
                 continue;
             }
-            let end = if scope.name.is_own() || self.could_get(db, &scope.name).await? {
-                holdings.end_of(&scope.name, self.now)
-            } else {
-                Some(self.now)
-            };
-            match end {
-                Some(end) if end <= self.now => {
+            let could_get = scope.name.is_own() || self.could_get(db, &scope.name).await?;
+            let longest = effective.get(&scope.name).and_then(|grants| grants.first());
+            match longest.filter(|_| could_get).map(|it| it.end_time) {
+                None => {
                     let name = if scope.name.is_own() {
                         scope.name.scope.clone()
                     } else {
@@ -292,11 +311,11 @@ impl Call {
                         scopes: vec![name],
                     });
                 }
-                Some(end) if until.is_none_or(|until| until > end) => {
+                Some(end) if until.unwrap_or(Timestamp::MAX) > end => {
                     let text = format!("is for longer than you hold {}: until {end}", scope.name);
                     return Err(Error::field(field, text));
                 }
-                _ => {}
+                Some(_) => {}
             }
         }
         Ok(())

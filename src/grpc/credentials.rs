@@ -364,7 +364,7 @@ async fn require_another_way_in(db: &mut Read, call: &Call, credential: &Credent
 }
 
 async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Result<bool> {
-    let holdings = grants::holdings(db, account).await?;
+    let holdings = grants::holdings(db, account.into(), now).await?;
     Ok(holdings.has_role(role::OPERATOR, now))
 }
 

@@ -5,23 +5,26 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    Reply, accounts,
+    Reply, access,
     call::{Call, mutate},
-    convert, pb, roles, scopes,
+    convert,
+    groups::{self, PRINCIPAL},
+    pb, roles, scopes,
 };
 use crate::{
     app::App,
     domain::{
-        account::{self, State},
+        account,
         error::{Error, Fields, Reason, Result},
         filter,
-        grant::{Grant, MAX_GRANTS, Permission},
-        name::{self, AccountId, GrantId},
+        grant::{Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
+        name::{self, AccountId, GrantId, PrincipalId},
         page,
         scope::Scope,
-        time::Timestamp,
+        time::{self, Timestamp},
     },
     store::{
+        self,
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
@@ -39,10 +42,7 @@ impl pb::grant_service_server::GrantService for Grants {
         let (call, request) = Call::enter(&self.app, request).await?;
         let input = request.grant.unwrap_or_default();
         let mut fields = Fields::new();
-        let principal = call.account("grant.principal", &input.principal);
-        let principal =
-            principal.map_err(|_| "must be users/{uid} or systemAccounts/{uid}".to_owned());
-        let principal = fields.take("grant.principal", principal);
+        let principal = fields.take("grant.principal", principal(&call, &input.principal));
         let reason = fields.take("grant.reason", convert::reason(&input.reason));
         let start = fields.take(
             "grant.start_time",
@@ -66,23 +66,20 @@ impl pb::grant_service_server::GrantService for Grants {
         let permission = permission(input.permission.as_ref())?;
         let grant = Grant {
             id: GrantId(call.new_uuid()),
+            revision: 1,
             principal,
             permission,
             reason,
-            granted_by: call
-                .caller
-                .account()
-                .map(|id| id.to_string())
-                .unwrap_or_default(),
+            granted_by: call.by(),
             create_time: call.now,
             start_time: start.flatten(),
             expire_time: end.flatten(),
         };
         let grant = mutate!(call, |tx| {
             require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
-            require_principal(tx, &call, principal).await?;
+            groups::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
-            if grants::list_all(tx, principal).await?.len() >= MAX_GRANTS {
+            if grants::count_of(tx, principal).await? >= MAX_GRANTS {
                 let text = format!("has {MAX_GRANTS} grants, which is the limit");
                 return Err(Error::precondition(
                     Reason::LimitReached,
@@ -90,12 +87,9 @@ impl pb::grant_service_server::GrantService for Grants {
                     text,
                 ));
             }
-            if let AccountId::User(user) = principal {
-                // A code made for a lesser account does not open a greater one.
-                users::void_begun(tx, user).await?;
-            }
+            void_begun(tx, principal).await?;
             grants::insert(tx, &grant).await?;
-            append_event(tx, &call, &grant).await?;
+            append_event(tx, &call, &grant, &[]).await?;
             shown(&grant)
         })?;
         Ok(Response::new(grant))
@@ -129,32 +123,105 @@ impl pb::grant_service_server::GrantService for Grants {
         }))
     }
 
+    async fn update_grant(&self, request: Request<pb::UpdateGrantRequest>) -> Reply<pb::Grant> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.grant.unwrap_or_default();
+        let id = parse_id(&input.name).map_err(|text| Error::field("grant.name", text))?;
+        let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
+            is_set(path, &input)
+        })?;
+        let mut fields = Fields::new();
+        let edits = edits(&mut fields, &paths, &input, call.now);
+        fields.finish()?;
+        let grant = mutate!(call, |tx| {
+            let mut grant = find(tx, id).await?;
+            convert::require_etag(&input.etag, grant.revision, grant.name())?;
+            let before = grant.clone();
+            for edit in edits.clone() {
+                grant.edit(edit);
+            }
+            if grant != before {
+                if grant.start_time >= grant.expire_time && grant.expire_time.is_some() {
+                    return Err(Error::field(
+                        "grant.expire_time",
+                        "must be after `start_time`",
+                    ));
+                }
+                require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
+                call.require_power_over(tx, grant.principal).await?;
+                if time::has_passed(before.expire_time, call.now) {
+                    // One that was over gives what was not there.
+                    void_begun(tx, grant.principal).await?;
+                }
+                grant.touch();
+                grants::update(tx, &grant).await?;
+                append_event(tx, &call, &grant, &paths).await?;
+            }
+            shown(&grant)
+        })?;
+        Ok(Response::new(grant))
+    }
+
     async fn delete_grant(&self, request: Request<pb::DeleteGrantRequest>) -> Reply<()> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let id = grant_id(&request.name)?;
         mutate!(call, |tx| {
             let grant = find(tx, id).await?;
-            convert::require_etag(&request.etag, REVISION, grant.name())?;
+            convert::require_etag(&request.etag, grant.revision, grant.name())?;
             require_to_grant(tx, &call, &grant.permission, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
-            append_event(tx, &call, &grant).await?;
+            append_event(tx, &call, &grant, &[]).await?;
         })?;
         Ok(Response::new(()))
     }
-}
 
-/// A grant is made and taken back, never changed.
-const REVISION: i64 = 1;
+    async fn check_access(
+        &self,
+        request: Request<pb::CheckAccessRequest>,
+    ) -> Reply<pb::CheckAccessResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        Ok(Response::new(access::check(&call, &request).await?))
+    }
+
+    async fn explain_access(
+        &self,
+        request: Request<pb::ExplainAccessRequest>,
+    ) -> Reply<pb::ExplainAccessResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        Ok(Response::new(access::explain(&call, &request).await?))
+    }
+
+    async fn list_effective_scopes(
+        &self,
+        request: Request<pb::ListEffectiveScopesRequest>,
+    ) -> Reply<pb::ListEffectiveScopesResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        Ok(Response::new(access::list(&call, &request).await?))
+    }
+}
 
 async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
     let missing = || Error::not_found(format!("grants/{}", id.0));
     grants::find(db, id).await?.ok_or_else(missing)
 }
 
-async fn append_event(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> {
-    let event = call.event().about(grant.name(), Some(grant.principal));
-    events::append(tx, &event.detail("permission", grant.permission.name())).await?;
+/// Whoever holds more than before is not opened by codes that were made when it was less.
+pub(super) async fn void_begun(tx: &mut Write, principal: PrincipalId) -> Result<()> {
+    match principal {
+        PrincipalId::Account(AccountId::User(id)) => users::void_begun(tx, id).await?,
+        // Nobody makes codes for programs.
+        PrincipalId::Account(AccountId::System(_)) => {}
+        PrincipalId::Group(id) => store::groups::void_begun(tx, id).await?,
+    }
+    Ok(())
+}
+
+async fn append_event(tx: &mut Write, call: &Call, grant: &Grant, paths: &[&str]) -> Result<()> {
+    let event = call.event().about(grant.name(), grant.principal.account());
+    let event = event.detail("principal", grant.principal);
+    let event = event.detail("permission", grant.permission.name());
+    events::append(tx, &event.changed(paths.iter().copied())).await?;
     Ok(())
 }
 
@@ -179,10 +246,12 @@ async fn require_to_grant(
         .await
 }
 
-/// Whoever is to hold a grant has to be there.
-async fn require_principal(db: &mut Read, call: &Call, principal: AccountId) -> Result<()> {
-    let found = accounts::state(db, principal).await?;
-    found.require(&[State::Active, State::Suspended], principal, call.now)
+/// Whoever is to hold a grant, `users/me` included.
+fn principal(call: &Call, name: &str) -> Result<PrincipalId, String> {
+    match call.account("grant.principal", name) {
+        Ok(account) => Ok(account.into()),
+        Err(_) => groups::parse_principal(name),
+    }
 }
 
 fn permission(sent: Option<&pb::grant::Permission>) -> Result<Permission> {
@@ -196,17 +265,46 @@ fn permission(sent: Option<&pb::grant::Permission>) -> Result<Permission> {
     permission.ok_or_else(|| Error::not_found(name))
 }
 
-fn grant_id(name: &str) -> Result<GrantId> {
+fn parse_id(name: &str) -> Result<GrantId, String> {
     let id = name.strip_prefix("grants/").and_then(name::uuid);
     id.map(GrantId)
-        .ok_or_else(|| Error::field("name", "must be grants/{id}"))
+        .ok_or_else(|| "must be grants/{id}".to_owned())
+}
+
+fn grant_id(name: &str) -> Result<GrantId> {
+    parse_id(name).map_err(|text| Error::field("name", text))
+}
+
+fn is_set(path: &str, grant: &pb::Grant) -> bool {
+    match path {
+        "reason" => !grant.reason.is_empty(),
+        "expire_time" => grant.expire_time.is_some(),
+        _ => false,
+    }
+}
+
+/// The named fields of a message as edits; what is wrong with them goes to `fields`.
+fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Grant, now: Timestamp) -> Vec<Edit> {
+    let edit = |path: &str| -> Result<Edit, String> {
+        Ok(match path {
+            "reason" => Edit::Reason(convert::reason(&input.reason)?),
+            _ => {
+                let time = convert::parse_time(input.expire_time.as_ref())?;
+                Edit::ExpireTime(account::future(time, now)?)
+            }
+        })
+    };
+    let taken = paths
+        .iter()
+        .filter_map(|path| fields.take(&format!("grant.{path}"), edit(path)));
+    taken.collect()
 }
 
 fn shown(grant: &Grant) -> pb::Grant {
     let name = grant.permission.name();
     pb::Grant {
         name: grant.name(),
-        etag: convert::etag(REVISION),
+        etag: convert::etag(grant.revision),
         principal: grant.principal.to_string(),
         permission: Some(match &grant.permission {
             Permission::Role(_) => pb::grant::Permission::Role(name),
@@ -232,12 +330,8 @@ fn query(filter: &str) -> Result<Query> {
         let permission = Permission::parse(&term.value);
         match (term.field, permission) {
             ("principal", _) => {
-                let expected = "users/{uid} or systemAccounts/{uid}";
-                query.principal = Some(filter::value(
-                    &term,
-                    AccountId::parse(&term.value),
-                    expected,
-                )?);
+                let principal = PrincipalId::parse(&term.value);
+                query.principal = Some(filter::value(&term, principal, PRINCIPAL)?);
             }
             ("role", Some(Permission::Role(role))) => query.role = Some(role),
             ("scope", Some(Permission::Scope(scope))) => query.scope = Some(scope),

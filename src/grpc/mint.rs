@@ -5,11 +5,15 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use super::{call::Call, convert, pb};
 use crate::{
     domain::{
+        account::Lifecycle,
         certificate::Certificate,
+        credential::Credential,
         error::{Error, Fields, Reason, Result},
         grant::Held,
-        name::AccountId,
+        name::{AccountId, PrincipalId},
         scope,
+        session::Session,
+        system_account::SystemAccount,
         time::Timestamp,
         token::{
             self, AccountClaims, Allowance, Ceiling, Claims, Confirmation, Grounds, MAX_SCOPES,
@@ -46,26 +50,84 @@ pub(super) struct Bearer<'a> {
     pub(super) client_id: String,
     /// The certificate without which the token is worth nothing.
     pub(super) bound_to: Option<&'a Certificate>,
-    /// Each limits the scopes unless it is empty.
-    pub(super) ceilings: &'a [Ceiling<'a>],
-    /// Whether it was asked for with a secret that somebody else knows.
-    pub(super) has_shared_secret: bool,
-    /// Whatever ends before the token would.
-    pub(super) ends: Vec<Option<Timestamp>>,
+    pub(super) limits: Limits<'a>,
     /// Tokens issued up to then are worthless.
     pub(super) not_before: Option<Timestamp>,
 }
 
-/// What an account holds for an audience now, and what of that has to be earned.
-pub(super) struct Entitled {
-    held: Held,
-    sensitive: BTreeSet<String>,
+/// What limits a token, whatever is granted.
+#[derive(Default)]
+pub(super) struct Limits<'a> {
+    /// Each limits the scopes unless it is empty.
+    pub(super) ceilings: Vec<Ceiling<'a>>,
+    /// What is missing for sensitive scopes, if anything is.
+    pub(super) shortfall: Option<Refusal>,
+    /// What forbids every scope, if anything does.
+    pub(super) bar: Option<Refusal>,
+    /// Whatever ends before the token would.
+    pub(super) ends: Vec<Option<Timestamp>>,
 }
 
-pub(super) async fn entitled(call: &Call, account: AccountId, audience: &str) -> Result<Entitled> {
+impl<'a> Limits<'a> {
+    /// Of a program that comes with a credential.
+    pub(super) fn of_program(
+        call: &Call,
+        account: &'a SystemAccount,
+        credential: &'a Credential,
+    ) -> Self {
+        let claims = AccountClaims::SystemAccount {
+            credential_id: credential.id.0,
+        };
+        Self {
+            ceilings: vec![
+                (Refusal::AccountCeiling, &account.limits.scope_ceiling),
+                (Refusal::CredentialCeiling, &credential.scope_ceiling),
+            ],
+            shortfall: shortfall(call, &claims, credential.kind.is_shared_secret()),
+            bar: None,
+            ends: vec![account.end_time(), credential.expire_time],
+        }
+    }
+
+    /// Of a person in a session.
+    pub(super) fn of_session(call: &Call, session: &Session, user: &Lifecycle) -> Self {
+        Self {
+            shortfall: shortfall(call, &claims_of(call, session), false),
+            ends: vec![Some(session.end_time()), user.expire_time],
+            ..Self::default()
+        }
+    }
+}
+
+/// What tokens say of a person in a session.
+pub(super) fn claims_of(call: &Call, session: &Session) -> AccountClaims {
+    AccountClaims::User {
+        sid: session.id.0,
+        auth_time: session.auth_time.seconds(),
+        acr: session.acr(call.now, call.app().config.session_lifetimes()),
+        amr: session.shown.amr.clone(),
+    }
+}
+
+fn shortfall(call: &Call, claims: &AccountClaims, has_shared_secret: bool) -> Option<Refusal> {
+    let max_age_s = call.app().config.tokens.sensitive_max_age_s;
+    token::shortfall(claims, has_shared_secret, max_age_s, call.now)
+}
+
+/// What is granted for an audience now, and what of that has to be earned.
+pub(super) struct Entitled {
+    pub(super) held: Held,
+    pub(super) sensitive: BTreeSet<String>,
+}
+
+pub(super) async fn entitled(
+    call: &Call,
+    principal: PrincipalId,
+    audience: &str,
+) -> Result<Entitled> {
     let mut db = call.db().read().await?;
-    let held = grants::holdings(&mut db, account).await?;
-    let held = held.held(audience, call.now);
+    let holdings = grants::holdings(&mut db, principal, call.now).await?;
+    let held = holdings.held(audience, call.now);
     // Of our own none is: the RPCs ask for themselves.
     let sensitive = if audience == OWN_AUDIENCE || held.scopes.is_empty() {
         BTreeSet::new()
@@ -75,35 +137,43 @@ pub(super) async fn entitled(call: &Call, account: AccountId, audience: &str) ->
     Ok(Entitled { held, sensitive })
 }
 
+/// The decision which scopes there are in a token, and how long it lives: for tokens, and for those who ask
+/// beforehand.
+pub(super) fn allowance(
+    call: &Call,
+    requested: &[String],
+    Entitled { held, sensitive }: &Entitled,
+    limits: &Limits<'_>,
+) -> Allowance {
+    let ends: Vec<Option<Timestamp>> = limits.ends.iter().copied().chain([held.end_time]).collect();
+    let grounds = Grounds {
+        requested,
+        granted: &held.scopes,
+        sensitive,
+        shortfall: limits.shortfall,
+        bar: limits.bar,
+        ceilings: &limits.ceilings,
+        ends: &ends,
+    };
+    let lifetime_s = call.app().config.tokens.access_token_lifetime_s;
+    grounds.decide(call.now, lifetime_s)
+}
+
 /// An access token; the fields for people are left to the caller.
 pub(super) fn token(
     call: &Call,
     wish: &Wish,
-    Entitled { held, sensitive }: &Entitled,
-    bearer: Bearer<'_>,
+    entitled: &Entitled,
+    mut bearer: Bearer<'_>,
 ) -> Result<pb::TokenSet> {
     let app = call.app();
-    let mut ends = bearer.ends;
-    ends.push(held.end_time);
-    ends.extend(bearer.bound_to.map(|it| Some(it.expire_time)));
-    let grounds = Grounds {
-        requested: &wish.scopes,
-        granted: &held.scopes,
-        sensitive,
-        shortfall: token::shortfall(
-            &bearer.claims,
-            bearer.has_shared_secret,
-            app.config.tokens.sensitive_max_age_s,
-            call.now,
-        ),
-        ceilings: bearer.ceilings,
-        ends: &ends,
-    };
+    let certificate_end = bearer.bound_to.map(|it| it.expire_time);
+    bearer.limits.ends.push(certificate_end);
     let Allowance {
         scopes,
         refused,
         expire_time,
-    } = grounds.decide(call.now, app.config.tokens.access_token_lifetime_s);
+    } = allowance(call, &wish.scopes, entitled, &bearer.limits);
     // Times in tokens are whole seconds: one from the second of a revocation has to be told from
     // those that were revoked.
     let first = bearer.not_before.map_or(0, |time| time.seconds() + 1);
@@ -122,7 +192,7 @@ pub(super) fn token(
         account: bearer.claims,
     };
     let access_token = app.keyring.load().sign(&claims).map_err(Error::Internal)?;
-    require_size(call, &access_token, &held.sources, bearer.account)?;
+    require_size(call, &access_token, &entitled.held.sources, bearer.account)?;
     Ok(pb::TokenSet {
         access_token,
         token_type: "Bearer".to_owned(),
@@ -163,7 +233,7 @@ fn require_size(
     Err(Error::precondition(Reason::TokenTooLarge, name, text))
 }
 
-const fn shown(refusal: Refusal) -> pb::scope_refusal::Reason {
+pub(super) const fn shown(refusal: Refusal) -> pb::scope_refusal::Reason {
     use pb::scope_refusal::Reason as Shown;
     match refusal {
         Refusal::NotGranted => Shown::NotGranted,
@@ -172,5 +242,8 @@ const fn shown(refusal: Refusal) -> pb::scope_refusal::Reason {
         Refusal::NeedsSecondFactor => Shown::NeedsSecondFactor,
         Refusal::NeedsFreshSignIn => Shown::NeedsFreshSignIn,
         Refusal::NeedsOwnKey => Shown::NeedsOwnKey,
+        Refusal::AccountState => Shown::AccountState,
+        Refusal::Audience => Shown::Audience,
+        Refusal::ProofEnded => Shown::ProofEnded,
     }
 }

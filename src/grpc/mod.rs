@@ -5,6 +5,7 @@
 //! Invariant: tonic, prost and the generated code are named in this folder and in `server`, nowhere
 //! else.
 
+mod access;
 mod accounts;
 mod answers;
 pub mod body;
@@ -19,6 +20,7 @@ mod credentials;
 mod events;
 mod factors;
 mod grants;
+mod groups;
 mod keys;
 pub mod layer;
 mod messages;
@@ -68,8 +70,9 @@ pub fn services(app: &Arc<App>) -> Routes {
         contact_service_server::ContactServiceServer,
         credential_service_server::CredentialServiceServer,
         event_service_server::EventServiceServer, grant_service_server::GrantServiceServer,
-        key_service_server::KeyServiceServer, role_service_server::RoleServiceServer,
-        scope_service_server::ScopeServiceServer, session_service_server::SessionServiceServer,
+        group_service_server::GroupServiceServer, key_service_server::KeyServiceServer,
+        role_service_server::RoleServiceServer, scope_service_server::ScopeServiceServer,
+        session_service_server::SessionServiceServer,
         system_account_service_server::SystemAccountServiceServer,
         token_service_server::TokenServiceServer, user_service_server::UserServiceServer,
     };
@@ -107,6 +110,9 @@ pub fn services(app: &Arc<App>) -> Routes {
         )
         .add_service(
             RoleServiceServer::new(roles::Roles { app: app() }).max_decoding_message_size(max),
+        )
+        .add_service(
+            GroupServiceServer::new(groups::Groups { app: app() }).max_decoding_message_size(max),
         )
         .add_service(
             GrantServiceServer::new(grants::Grants { app: app() }).max_decoding_message_size(max),

@@ -14,7 +14,7 @@ use crate::{
     domain::{
         error::{Error, Fields, Reason, Result},
         filter,
-        name::AccountId,
+        name::PrincipalId,
         page, role,
         scope::{
             self, Edit, MAX_DESCRIPTION, MAX_GRANTABLE_BY, MAX_SCOPES, Scope, ScopeName, WRITABLE,
@@ -227,8 +227,9 @@ fn is_set(path: &str, scope: &pb::Scope) -> bool {
 /// The named fields of a message as edits; what is wrong with them goes to `fields`.
 fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Scope) -> Vec<Edit> {
     let granter = |name: &str| {
-        let is_name = role::parse_name(name).is_some() || AccountId::parse(name).is_some();
-        let expected = "must be of roles/{role}, users/{uid} and systemAccounts/{uid}";
+        let is_name = role::parse_name(name).is_some() || PrincipalId::parse(name).is_some();
+        let expected =
+            "must be of roles/{role}, groups/{uid}, users/{uid} and systemAccounts/{uid}";
         is_name
             .then(|| name.to_owned())
             .ok_or_else(|| expected.to_owned())

@@ -214,7 +214,7 @@ impl pb::session_service_server::SessionService for Sessions {
         };
         let session = mutate!(call, |tx| {
             let session = find(tx, user, id).await?;
-            call.require_power_over(tx, user.into()).await?;
+            call.require_power_over(tx, user).await?;
             convert::require_etag(&request.etag, session.revision, session.name())?;
             if sessions::end(tx, user, id, call.now, reason).await? {
                 let event = call.event().about(session.name(), Some(user.into()));
@@ -243,7 +243,7 @@ impl pb::session_service_server::SessionService for Sessions {
         };
         let response = mutate!(call, |tx| {
             users::get(tx, user).await?;
-            call.require_power_over(tx, user.into()).await?;
+            call.require_power_over(tx, user).await?;
             let count = sessions::end_all(tx, user, which, call.now, EndReason::Revoked).await?;
             let event = call.event().about_account(user).detail("count", count);
             events::append(tx, &event).await?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     call::{Answer, Call},
     convert,
-    mint::{self, Bearer, Wish},
+    mint::{self, Bearer, Limits, Wish},
     pb,
     secrets::{Answered, Proven},
 };
@@ -22,7 +22,7 @@ use crate::{
         session::{Device, EndReason, Family, MAX_DEVICE_NAME, MAX_USER_AGENT, Session},
         text,
         throttle::KnownDevice,
-        token::{AccountClaims, OWN_AUDIENCE},
+        token::OWN_AUDIENCE,
     },
     store::{
         credentials,
@@ -303,22 +303,15 @@ pub(super) async fn tokens(
     wish: &Wish,
 ) -> Result<pb::TokenSet> {
     let account = AccountId::User(session.user);
-    let entitled = mint::entitled(call, account, &wish.audience).await?;
+    let entitled = mint::entitled(call, account.into(), &wish.audience).await?;
     let bearer = Bearer {
         account,
-        claims: AccountClaims::User {
-            sid: session.id.0,
-            auth_time: session.auth_time.seconds(),
-            acr: session.acr(call.now, call.app().config.session_lifetimes()),
-            amr: session.shown.amr.clone(),
-        },
+        claims: mint::claims_of(call, session),
         client_id: session
             .client
             .map_or_else(|| OWN_CLIENT.to_owned(), |id| id.0.to_string()),
         bound_to: None,
-        ceilings: &[],
-        has_shared_secret: false,
-        ends: vec![Some(session.end_time()), user.expire_time],
+        limits: Limits::of_session(call, session, user),
         not_before: None,
     };
     let tokens = mint::token(call, wish, &entitled, bearer)?;

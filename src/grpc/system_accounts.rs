@@ -291,7 +291,7 @@ pub(super) async fn find_for_change(
     etag: &str,
 ) -> Result<SystemAccount> {
     let account = find(tx, id).await?;
-    call.require_power_over(tx, id.into()).await?;
+    call.require_power_over(tx, id).await?;
     convert::require_etag(etag, account.revision, id)?;
     Ok(account)
 }

@@ -8,7 +8,7 @@ use super::{
     Reply,
     call::{Call, mutate},
     convert,
-    mint::{self, Bearer, Wish},
+    mint::{self, Bearer, Limits, Wish},
     pb,
     secrets::{self, Presented, Program},
 };
@@ -21,7 +21,7 @@ use crate::{
         secret::Kind,
         session::{EndReason, Judgement},
         time::Timestamp,
-        token::{AccountClaims, Claims, MAX_TOKEN_BYTES, Refusal},
+        token::{AccountClaims, Claims, MAX_TOKEN_BYTES},
     },
     store::{
         credentials,
@@ -76,12 +76,7 @@ impl pb::token_service_server::TokenService for Tokens {
             },
             client_id: account.id.0.to_string(),
             bound_to: certificate.as_deref(),
-            ceilings: &[
-                (Refusal::AccountCeiling, &account.limits.scope_ceiling),
-                (Refusal::CredentialCeiling, &credential.scope_ceiling),
-            ],
-            has_shared_secret: credential.kind.is_shared_secret(),
-            ends: vec![account.end_time(), credential.expire_time],
+            limits: Limits::of_program(&call, &account, &credential),
             not_before: account.tokens_not_before,
         };
         Ok(Response::new(mint::token(&call, &wish, &entitled, bearer)?))

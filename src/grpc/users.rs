@@ -417,7 +417,7 @@ fn first_email(contacts: &[Contact]) -> Option<String> {
 /// The user as it is, for a caller who may change it and knows its present state.
 async fn find_for_change(tx: &mut Write, call: &Call, id: UserId, etag: &str) -> Result<User> {
     let user = users::get(tx, id).await?;
-    call.require_power_over(tx, id.into()).await?;
+    call.require_power_over(tx, id).await?;
     convert::require_etag(etag, user.revision, id)?;
     Ok(user)
 }

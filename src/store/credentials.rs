@@ -301,12 +301,20 @@ pub async fn is_another_of_operators(
     now: Timestamp,
 ) -> Result<bool> {
     let sql = sql!(
-        "SELECT c.id FROM grants g
-         JOIN credentials c ON c.account_id = g.principal_id AND c.account_kind = g.principal_kind
+        "WITH RECURSIVE operators (id, kind) AS (
+            SELECT g.principal_id, g.principal_kind FROM grants g
+            WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
+                AND (g.expire_time IS NULL OR g.expire_time > $2)
+            UNION
+            SELECT m.member_id, m.member_kind FROM operators CROSS JOIN group_members m
+            WHERE m.group_id = operators.id AND operators.kind = 'group'
+                AND (m.start_time IS NULL OR m.start_time <= $2)
+                AND (m.expire_time IS NULL OR m.expire_time > $2))
+         SELECT c.id FROM operators
+         CROSS JOIN credentials c
          LEFT JOIN users u ON u.id = c.account_id
          LEFT JOIN system_accounts a ON a.id = c.account_id
-         WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
-            AND (g.expire_time IS NULL OR g.expire_time > $2)
+         WHERE c.account_id = operators.id AND c.account_kind = operators.kind
             AND c.kind NOT IN ('totp', 'recovery_codes')
             AND (c.kind NOT IN ('public_key', 'certificate') OR c.last_used_time IS NOT NULL)
             AND (c.kind <> 'certificate' OR $5)

@@ -1,6 +1,6 @@
 //! Who may hold which scopes, and when.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -8,12 +8,13 @@ use uuid::Uuid;
 use super::{
     db::{Read, Write},
     error::{Error, Result},
+    groups::{self, above},
     roles,
-    sql::{Row, account_kind, sql},
+    sql::{Row, principal_kind, sql},
 };
 use crate::domain::{
-    grant::{Grant, Holdings, MAX_GRANTS, Permission},
-    name::{AccountId, GrantId},
+    grant::{Grant, Holdings, Permission},
+    name::{GrantId, PrincipalId},
     role,
     scope::ScopeName,
     time::Timestamp,
@@ -22,8 +23,8 @@ use crate::domain::{
 
 macro_rules! columns {
     () => {
-        "id, principal_id, principal_kind, role, scope, audience, reason, granted_by, \
-         create_time, start_time, expire_time"
+        "g.id, g.revision, g.principal_id, g.principal_kind, g.role, g.scope, g.audience, g.reason, \
+         g.granted_by, g.create_time, g.start_time, g.expire_time"
     };
 }
 
@@ -41,7 +42,8 @@ fn grant(row: &Row) -> Result<Grant> {
     };
     Ok(Grant {
         id: row.get("id")?,
-        principal: row.get_account("principal_kind", "principal_id")?,
+        revision: row.get("revision")?,
+        principal: row.get_principal("principal_kind", "principal_id")?,
         permission,
         reason: row.get("reason")?,
         granted_by: row.get("granted_by")?,
@@ -52,46 +54,86 @@ fn grant(row: &Row) -> Result<Grant> {
 }
 
 pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
-    let sql = sql!("SELECT ", columns!(), " FROM grants WHERE id = $1").bind(id);
+    let sql = sql!("SELECT ", columns!(), " FROM grants g WHERE g.id = $1").bind(id);
     db.optional(sql, grant).await
 }
 
-/// What is granted to a principal, with what its roles come to.
-pub async fn holdings(db: &mut Read, principal: AccountId) -> Result<Holdings> {
-    let grants = list_all(db, principal).await?;
-    let is_made = |grant: &Grant| match &grant.permission {
-        Permission::Role(role) => role::built_in(role).is_none(),
-        Permission::Scope(_) => false,
-    };
-    let roles = if grants.iter().any(is_made) {
-        roles::of_principal(db, principal).await?
+/// What is granted to a principal and to the groups it is in, with what the roles among it come to.
+pub async fn holdings(db: &mut Read, principal: PrincipalId, now: Timestamp) -> Result<Holdings> {
+    let grants = list_reaching(db, principal, now).await?;
+    let is_by_group = grants.iter().any(|grant| grant.principal != principal);
+    let memberships = if is_by_group {
+        groups::memberships(db, principal, now).await?
     } else {
-        BTreeMap::new()
+        Vec::new()
     };
-    Ok(Holdings { grants, roles })
+    let granted = grants.iter().filter_map(|grant| match &grant.permission {
+        Permission::Role(role) => Some(role.as_str()),
+        Permission::Scope(_) => None,
+    });
+    let mut of_roles = BTreeMap::new();
+    let mut is_made = false;
+    for role in granted {
+        match role::built_in(role) {
+            Some(scopes) => {
+                of_roles.insert(role.to_owned(), Cow::Borrowed(scopes));
+            }
+            None => is_made = true,
+        }
+    }
+    if is_made {
+        let made = roles::of_principal(db, principal, now).await?;
+        of_roles.extend(
+            made.into_iter()
+                .map(|(role, scopes)| (role, Cow::Owned(scopes))),
+        );
+    }
+    Ok(Holdings {
+        principal,
+        memberships,
+        grants,
+        of_roles,
+    })
 }
 
-/// All grants of a principal, of which there are at most [`MAX_GRANTS`].
-pub async fn list_all(db: &mut Read, principal: AccountId) -> Result<Vec<Grant>> {
+/// The grants to a principal and to the groups it is or is going to be in, but for those that are over.
+async fn list_reaching(
+    db: &mut Read,
+    principal: PrincipalId,
+    now: Timestamp,
+) -> Result<Vec<Grant>> {
     let sql = sql!(
+        above!(),
         "SELECT ",
         columns!(),
-        " FROM grants WHERE principal_id = $1 AND principal_kind = $2 ORDER BY id LIMIT $3"
-    );
-    let limit = i64::try_from(MAX_GRANTS).unwrap_or(i64::MAX);
-    db.all(
-        sql.bind(principal)
-            .bind(account_kind(principal))
-            .bind(limit),
-        grant,
+        " FROM grants g WHERE g.principal_id = $1 AND g.principal_kind = $2
+            AND (g.expire_time > $3 OR g.expire_time IS NULL)
+          UNION ALL
+          SELECT ",
+        columns!(),
+        " FROM above CROSS JOIN grants g
+          WHERE g.principal_id = above.id AND g.principal_kind = 'group'
+            AND (g.expire_time > $3 OR g.expire_time IS NULL)"
     )
-    .await
+    .bind(principal)
+    .bind(principal_kind(principal))
+    .bind(now);
+    db.all(sql, grant).await
+}
+
+/// How many grants a principal itself has, over or not.
+pub async fn count_of(db: &mut Read, principal: PrincipalId) -> Result<i64> {
+    let sql =
+        sql!("SELECT COUNT(*) AS n FROM grants WHERE principal_id = $1 AND principal_kind = $2")
+            .bind(principal)
+            .bind(principal_kind(principal));
+    db.one(sql, |row| row.get("n")).await
 }
 
 /// Which grants to list, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    pub principal: Option<AccountId>,
+    pub principal: Option<PrincipalId>,
     pub role: Option<String>,
     pub scope: Option<ScopeName>,
 }
@@ -122,13 +164,13 @@ pub async fn list(
         (Some(principal), role, scope) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants
-              WHERE principal_id = $1 AND principal_kind = $2 AND (role = $3 OR $3 IS NULL)
-                AND (scope = $4 AND COALESCE(audience, $5) = $6 OR $4 IS NULL) AND id > $7
-              ORDER BY id LIMIT $8"
+            " FROM grants g
+              WHERE g.principal_id = $1 AND g.principal_kind = $2 AND (g.role = $3 OR $3 IS NULL)
+                AND (g.scope = $4 AND COALESCE(g.audience, $5) = $6 OR $4 IS NULL) AND g.id > $7
+              ORDER BY g.id LIMIT $8"
         )
         .bind(principal)
-        .bind(account_kind(principal))
+        .bind(principal_kind(principal))
         .bind(role.as_deref())
         .bind(scope)
         .bind(OWN_AUDIENCE)
@@ -137,16 +179,16 @@ pub async fn list(
         (None, Some(role), scope) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants WHERE role = $1 AND (scope = $2 OR $2 IS NULL) AND id > $3
-              ORDER BY id LIMIT $4"
+            " FROM grants g WHERE g.role = $1 AND (g.scope = $2 OR $2 IS NULL) AND g.id > $3
+              ORDER BY g.id LIMIT $4"
         )
         .bind(role.as_str())
         .bind(scope),
         (None, None, Some(scope)) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants WHERE scope = $1 AND COALESCE(audience, $2) = $3 AND id > $4
-              ORDER BY id LIMIT $5"
+            " FROM grants g WHERE g.scope = $1 AND COALESCE(g.audience, $2) = $3 AND g.id > $4
+              ORDER BY g.id LIMIT $5"
         )
         .bind(scope)
         .bind(OWN_AUDIENCE)
@@ -155,7 +197,7 @@ pub async fn list(
             sql!(
                 "SELECT ",
                 columns!(),
-                " FROM grants WHERE id > $1 ORDER BY id LIMIT $2"
+                " FROM grants g WHERE g.id > $1 ORDER BY g.id LIMIT $2"
             )
         }
     };
@@ -168,13 +210,14 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
         Permission::Scope(scope) => (None, Some(scope)),
     };
     let sql = sql!(
-        "INSERT INTO grants (id, principal_id, principal_kind, role, scope, audience, reason,
+        "INSERT INTO grants (id, revision, principal_id, principal_kind, role, scope, audience, reason,
             granted_by, create_time, start_time, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
     )
     .bind(grant.id)
+    .bind(grant.revision)
     .bind(grant.principal)
-    .bind(account_kind(grant.principal))
+    .bind(principal_kind(grant.principal))
     .bind(role)
     .bind(scope.map(|name| name.scope.as_str()))
     .bind(scope.map(|name| name.audience.as_str()))
@@ -186,6 +229,15 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     db.execute(sql).await.map(drop)
 }
 
+pub async fn update(db: &mut Write, grant: &Grant) -> Result<()> {
+    let sql = sql!("UPDATE grants SET revision = $2, reason = $3, expire_time = $4 WHERE id = $1")
+        .bind(grant.id)
+        .bind(grant.revision)
+        .bind(grant.reason.as_str())
+        .bind(grant.expire_time);
+    db.execute(sql).await.map(drop)
+}
+
 pub async fn delete(db: &mut Write, id: GrantId) -> Result<bool> {
     Ok(db
         .execute(sql!("DELETE FROM grants WHERE id = $1").bind(id))
@@ -193,10 +245,10 @@ pub async fn delete(db: &mut Write, id: GrantId) -> Result<bool> {
         == 1)
 }
 
-pub async fn delete_all(db: &mut Write, principal: AccountId) -> Result<()> {
+pub async fn delete_all(db: &mut Write, principal: PrincipalId) -> Result<()> {
     let sql = sql!("DELETE FROM grants WHERE principal_id = $1 AND principal_kind = $2")
         .bind(principal)
-        .bind(account_kind(principal));
+        .bind(principal_kind(principal));
     db.execute(sql).await.map(drop)
 }
 

@@ -16,6 +16,7 @@ mod error;
 pub mod events;
 pub mod factors;
 pub mod grants;
+pub mod groups;
 pub mod identifiers;
 mod lane;
 pub mod leases;

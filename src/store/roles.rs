@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::{
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
-    sql::{Row, account_kind, sql},
+    groups::{above, and_below, people_below},
+    sql::{Row, principal_kind, sql},
 };
 use crate::domain::{
     error::{self, Error},
-    name::AccountId,
+    name::PrincipalId,
     role::Role,
     scope::ScopeName,
+    time::Timestamp,
 };
 
 /// The one place that says how a row becomes a role, whose scopes are rows of their own.
@@ -95,16 +97,24 @@ pub async fn list(
     Ok(found)
 }
 
-/// What the roles that a principal is granted come to, but for the built-in ones.
+/// What the roles come to that are granted to a principal, or to groups it is in; but for the built-in ones.
 pub(super) async fn of_principal(
     db: &mut Read,
-    principal: AccountId,
+    principal: PrincipalId,
+    now: Timestamp,
 ) -> Result<BTreeMap<String, BTreeSet<ScopeName>>> {
     let sql = sql!(
+        above!(),
         "SELECT role, audience, scope FROM role_scopes
-         WHERE role IN (SELECT role FROM grants WHERE principal_id = $1 AND principal_kind = $2)"
-    );
-    let sql = sql.bind(principal).bind(account_kind(principal));
+         WHERE role IN (
+            SELECT g.role FROM grants g WHERE g.principal_id = $1 AND g.principal_kind = $2
+            UNION ALL
+            SELECT g.role FROM above CROSS JOIN grants g
+            WHERE g.principal_id = above.id AND g.principal_kind = 'group')"
+    )
+    .bind(principal)
+    .bind(principal_kind(principal))
+    .bind(now);
     Ok(by_role(db.all(sql, role_scope).await?))
 }
 
@@ -167,16 +177,25 @@ pub async fn delete(db: &mut Write, id: &str) -> Result<()> {
     db.execute(sql).await.map(drop)
 }
 
-/// Voids the codes of people who hold a role: made for a lesser account they do not open a greater one.
+/// Voids the codes of people who hold a role, themselves or by a group: made for lesser accounts they do not
+/// open greater ones.
 pub async fn void_begun(db: &mut Write, id: &str) -> Result<()> {
     let resets = sql!(
-        "DELETE FROM password_resets
-         WHERE user_id IN (SELECT principal_id FROM grants WHERE role = $1)"
+        "WITH RECURSIVE below (id) AS (SELECT principal_id FROM grants WHERE role = $1",
+        and_below!(),
+        "DELETE FROM password_resets WHERE user_id IN (
+            SELECT principal_id FROM grants WHERE role = $1 UNION ALL ",
+        people_below!(),
+        ")"
     );
     db.execute(resets.bind(id)).await?;
     let challenges = sql!(
-        "DELETE FROM challenges
-         WHERE user_id IN (SELECT principal_id FROM grants WHERE role = $1)"
+        "WITH RECURSIVE below (id) AS (SELECT principal_id FROM grants WHERE role = $1",
+        and_below!(),
+        "DELETE FROM challenges WHERE user_id IN (
+            SELECT principal_id FROM grants WHERE role = $1 UNION ALL ",
+        people_below!(),
+        ")"
     );
     db.execute(challenges.bind(id)).await.map(drop)
 }

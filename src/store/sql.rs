@@ -26,8 +26,8 @@ use super::error::{Error, Result};
 use crate::domain::{
     account::{Lifecycle, State},
     name::{
-        AccountId, ContactId, CredentialId, EventId, GrantId, MessageId, SessionId,
-        SystemAccountId, UserId,
+        AccountId, ContactId, CredentialId, EventId, GrantId, GroupId, MessageId, PrincipalId,
+        SessionId, SystemAccountId, UserId,
     },
     time::Timestamp,
 };
@@ -329,6 +329,15 @@ impl Row<'_> {
         let id: Uuid = self.get(id)?;
         self.get_parsed(kind, |kind| account(kind, id))
     }
+
+    /// The same for whoever can hold a grant.
+    pub fn get_principal(&self, kind: &'static str, id: &'static str) -> Result<PrincipalId> {
+        let id: Uuid = self.get(id)?;
+        self.get_parsed(kind, |kind| match kind {
+            "group" => Some(GroupId(id).into()),
+            _ => account(kind, id).map(PrincipalId::Account),
+        })
+    }
 }
 
 /// What a column can be read as.
@@ -341,6 +350,14 @@ pub const fn account_kind(id: AccountId) -> &'static str {
     match id {
         AccountId::User(_) => "user",
         AccountId::System(_) => "system_account",
+    }
+}
+
+/// The same for whoever can hold a grant.
+pub const fn principal_kind(id: PrincipalId) -> &'static str {
+    match id {
+        PrincipalId::Account(id) => account_kind(id),
+        PrincipalId::Group(_) => "group",
     }
 }
 
@@ -419,6 +436,7 @@ column! {
     CredentialId: Uuid, |id: CredentialId| id.0, CredentialId;
     SessionId: Uuid, |id: SessionId| id.0, SessionId;
     GrantId: Uuid, |id: GrantId| id.0, GrantId;
+    GroupId: Uuid, |id: GroupId| id.0, GroupId;
     EventId: Uuid, |id: EventId| id.0, EventId;
     ContactId: Uuid, |id: ContactId| id.0, ContactId;
     MessageId: Uuid, |id: MessageId| id.0, MessageId;
@@ -426,6 +444,12 @@ column! {
 
 impl From<AccountId> for Value {
     fn from(id: AccountId) -> Self {
+        id.uuid().into()
+    }
+}
+
+impl From<PrincipalId> for Value {
+    fn from(id: PrincipalId) -> Self {
         id.uuid().into()
     }
 }

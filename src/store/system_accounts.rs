@@ -337,5 +337,6 @@ pub async fn purge(db: &mut Write, id: SystemAccountId, now: Timestamp) -> Resul
     super::contacts::delete_all(db, id.into()).await?;
     super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
+    super::groups::leave_all(db, id.into()).await?;
     Ok(true)
 }

@@ -565,5 +565,6 @@ pub async fn purge(db: &mut Write, id: UserId, now: Timestamp, until: Timestamp)
     super::contacts::delete_all(db, id.into()).await?;
     super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
+    super::groups::leave_all(db, id.into()).await?;
     Ok(true)
 }

@@ -20,6 +20,7 @@ use tonic::{
 use crate::{
     contacts,
     golden::assert_golden,
+    groups,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
     roles, scopes,
 };
@@ -58,6 +59,7 @@ struct Stage {
     robot_contact: String,
     session: String,
     grant: String,
+    group: String,
     key: String,
     anonymous: Actor,
     user: Actor,
@@ -106,6 +108,7 @@ impl Stage {
                 .grant(alice.name(), "scopes/accountd:users.read")
                 .await
                 .name,
+            group: groups::create(&operator, "Crew").await,
             key: key.expect("a key").into_inner().name,
             alice: alice.name().to_owned(),
             robot: robot.name,
@@ -159,6 +162,7 @@ impl Stage {
             "systemAccounts/*/contacts/*" => &self.robot_contact,
             "users/*/sessions/*" => &self.session,
             "grants/*" => &self.grant,
+            "groups/*" => &self.group,
             "scopes/*" => "scopes/shop:pack",
             "roles/*" => "roles/packer",
             "signingKeys/*" => &self.key,

@@ -9,8 +9,9 @@ use pb::{
 use prost_types::FieldMask;
 use tonic::Status;
 
-use crate::harness::{
-    Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password,
+use crate::{
+    groups,
+    harness::{Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password},
 };
 
 /// Of `drei süße Möwen`.
@@ -281,6 +282,24 @@ on_both_engines! {
         operator.create_secret(&other.name).await.expect("another way in");
         delete(&operator, &own).await.expect("not the last");
         assert_refused(get(&operator, &own).await, Reason::TokenRevoked);
+    }
+
+    async fn an_operator_by_a_group_is_an_operator(engine: Engine) {
+        let server = engine.server().await;
+        server.advance_s(25 * 3600);
+        let operator = server.operator().await;
+        let own = list(&operator, &server.operator_name()).await[0].name.clone();
+        let crew = groups::create(&operator, "Crew").await;
+        let inner = groups::create(&operator, "On call").await;
+        groups::add(&operator, &crew, &inner).await.expect("added");
+        server.grant(&crew, "roles/operator").await;
+        let (other, secret) = server.create_system_account(&[]).await;
+        assert_refused(delete(&operator, &own).await, Reason::LastCredential);
+        groups::add(&operator, &inner, &other.name).await.expect("added");
+        delete(&operator, &own).await.expect("not the last");
+        let other = server.client(&other.uid, &secret).await;
+        let last = list(&other, "systemAccounts/me").await[0].name.clone();
+        assert_refused(delete(&other, &last).await, Reason::LastCredential);
     }
 
     async fn use_is_noted_to_the_hour(engine: Engine) {

@@ -6,7 +6,7 @@ use accountd::{
 };
 
 use crate::{
-    contacts,
+    contacts, groups,
     harness::{Actor, Engine, assert_refused, on_both_engines, password},
     mail_server::MailServer,
     messages, roles, scopes,
@@ -126,8 +126,7 @@ on_both_engines! {
         captain.actor.system_accounts().unseal_system_account(unseal.clone()).await.expect("asked");
         server.sign_in("boss").await.actor.system_accounts().unseal_system_account(unseal).await.expect("agreed");
         accounts.seal_system_account(pb::SealSystemAccountRequest { name: glass, ..Default::default() }).await.expect("sealed");
-        let grant = server.grant(&name, "roles/auditor").await;
-        operator.grants().delete_grant(pb::DeleteGrantRequest { name: grant.name, ..Default::default() }).await.expect("deleted");
+        change_grant(&operator, server.grant(&name, "roles/auditor").await).await;
 
         let mut keys = operator.keys();
         let key = keys.prepare_signing_key(pb::PrepareSigningKeyRequest::default()).await.expect("prepared").into_inner();
@@ -203,7 +202,26 @@ on_both_engines! {
 }
 
 /// Every change of contacts that there is.
-/// Makes, changes and removes a scope and a role.
+/// Changes a grant and takes it back.
+async fn change_grant(operator: &Actor, grant: pb::Grant) {
+    let edit = pb::Grant {
+        reason: "an audit".to_owned(),
+        ..grant.clone()
+    };
+    let request = pb::UpdateGrantRequest {
+        grant: Some(edit),
+        ..Default::default()
+    };
+    let mut grants = operator.grants();
+    let changed = grants.update_grant(request).await;
+    let request = pb::DeleteGrantRequest {
+        name: changed.expect("updated").into_inner().name,
+        ..Default::default()
+    };
+    grants.delete_grant(request).await.expect("deleted");
+}
+
+/// Makes, changes and removes a scope, a role and a group.
 async fn change_catalogue(operator: &Actor) {
     let description = |it: &str| format!("To {it}.");
     let scope = "scopes/shop:pack";
@@ -223,6 +241,21 @@ async fn change_catalogue(operator: &Actor) {
     roles::update(operator, edit, &["description"])
         .await
         .expect("updated");
+    let group = groups::create(operator, "Packers").await;
+    let edit = pb::Group {
+        name: group.clone(),
+        description: description("pack"),
+        ..Default::default()
+    };
+    groups::update(operator, edit, &["description"])
+        .await
+        .expect("updated");
+    let inner = groups::create(operator, "Trainees").await;
+    groups::add(operator, &group, &inner).await.expect("added");
+    groups::remove(operator, &group, &inner)
+        .await
+        .expect("removed");
+    groups::delete(operator, &group).await.expect("deleted");
     roles::delete(operator, "roles/packer")
         .await
         .expect("deleted");

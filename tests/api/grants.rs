@@ -4,7 +4,12 @@ use accountd::{domain::error::Reason, grpc::pb};
 use pb::grant::Permission;
 use tonic::Status;
 
-use crate::harness::{Actor, Engine, assert_refused, fields_of, grant_request, on_both_engines};
+use crate::{
+    credentials::{redeem, reset_code},
+    groups,
+    harness::{Actor, Engine, assert_refused, fields_of, grant_request, on_both_engines},
+    scopes::{self, scope},
+};
 
 on_both_engines! {
     async fn a_grant_reaches_its_principal_with_the_next_token(engine: Engine) {
@@ -154,11 +159,97 @@ on_both_engines! {
         assert_eq!(list("scope = \"scopes/accountd:users.read\"").await, [pair(&alice, "scopes/accountd:users.read")]);
         let both = format!("principal = \"{}\" AND role = \"roles/auditor\"", bob.name);
         assert_eq!(list(&both).await, [pair(&bob, "roles/auditor")]);
+        let crew = groups::create(&operator, "Crew").await;
+        server.grant(&crew, "scopes/accountd:keys.read").await;
+        groups::add(&operator, &crew, &bob.name).await.expect("added");
+        assert_eq!(list(&format!("principal = \"{crew}\"")).await, [(crew.clone(), "scopes/accountd:keys.read".to_owned())]);
+        assert_eq!(list(&format!("principal = \"{}\"", bob.name)).await.len(), 1, "its own");
         assert!(list("role = \"roles/emperor\"").await.is_empty(), "nobody has it");
         for bad in ["role = \"roles/Emperor\"", "role = \"scopes/accountd:users.read\"", "principal = alice", "reason = x"] {
             let request = pb::ListGrantsRequest { filter: bad.to_owned(), ..Default::default() };
             assert_refused(operator.grants().list_grants(request).await, Reason::InvalidFilter);
         }
+    }
+
+    async fn a_grant_is_made_longer_and_shorter(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let grant = server.grant(&account.name, "scopes/accountd:users.read").await;
+        let at = |seconds: i64| Some(prost_types::Timestamp { seconds: server.now().seconds() + seconds, nanos: 0 });
+        let with = |grant: &pb::Grant, end: Option<prost_types::Timestamp>| pb::Grant { expire_time: end, ..grant.clone() };
+        let shorter = update(&operator, with(&grant, at(60)), &["expire_time"]).await.expect("shorter");
+        assert_eq!((shorter.expire_time, &shorter.granted_by), (at(60), &grant.granted_by));
+        assert_refused(update(&operator, with(&grant, at(90)), &["expire_time"]).await, Reason::EtagMismatch);
+        let anonymous = server.anonymous().await;
+        let tokens = anonymous.issue(&account.uid, &secret).await.expect("a token");
+        assert_eq!(tokens.access_expire_time, at(60));
+        let reason = pb::Grant { reason: "an audit".to_owned(), ..shorter.clone() };
+        let explained = update(&operator, reason, &[]).await.expect("explained");
+        assert_eq!((&*explained.reason, explained.expire_time), ("an audit", shorter.expire_time));
+        assert_eq!(fields_of(update(&operator, with(&explained, at(0)), &["expire_time"]).await), ["grant.expire_time"]);
+        let refused = update(&operator, explained.clone(), &["principal"]).await;
+        assert_eq!(fields_of(refused), ["update_mask"]);
+        let lasting = update(&operator, with(&explained, None), &["expire_time"]).await.expect("without end");
+        assert_eq!(lasting.expire_time, None);
+        let missing = pb::Grant { name: "grants/018f0000-0000-7000-8000-000000000000".to_owned(), ..Default::default() };
+        assert_refused(update(&operator, missing, &["reason"]).await, Reason::NotFound);
+        let mut later = grant_request(&account.name, "scopes/accountd:keys.read");
+        later.grant.as_mut().expect("set").start_time = at(600);
+        let later = create(&operator, later).await.expect("granted");
+        assert_eq!(fields_of(update(&operator, with(&later, at(600)), &["expire_time"]).await), ["grant.expire_time"]);
+        assert_eq!(server.events("grant.updated").await.len(), 3);
+    }
+
+    async fn nobody_makes_a_grant_longer_than_they_could_have_given(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.user("alice").await;
+        let at = |seconds: i64| Some(prost_types::Timestamp { seconds: server.now().seconds() + seconds, nanos: 0 });
+        let lend = async |principal: &str, scope: &str| {
+            let mut request = grant_request(principal, scope);
+            request.grant.as_mut().expect("set").expire_time = at(60);
+            create(&operator, request).await.expect("lent")
+        };
+        let (account, secret) = server.create_system_account(&["scopes/accountd:grants.write"]).await;
+        let own = lend(&account.name, "scopes/accountd:users.read").await;
+        let of_alice = lend(&alice.name, "scopes/accountd:users.read").await;
+        scopes::create(&operator, scope("scopes/shop:pack")).await.expect("made");
+        let of_other = lend(&alice.name, "scopes/shop:pack").await;
+        let other = lend(&server.user("bob").await.name, "scopes/accountd:keys.read").await;
+        let borrower = server.client(&account.uid, &secret).await;
+        for grant in [&own, &of_alice] {
+            for end in [None, at(90)] {
+                let longer = pb::Grant { expire_time: end, ..grant.clone() };
+                assert_eq!(fields_of(update(&borrower, longer, &["expire_time"]).await), ["grant.expire_time"]);
+            }
+        }
+        let shorter = pb::Grant { expire_time: at(30), ..of_alice };
+        update(&borrower, shorter, &["expire_time"]).await.expect("as long as it is held");
+        for grant in [other, of_other] {
+            let shorter = pb::Grant { expire_time: at(30), ..grant };
+            assert_refused(update(&borrower, shorter, &["expire_time"]).await, Reason::ScopeNotHeld);
+        }
+        let (greater, _) = server.create_system_account(&["roles/operator"]).await;
+        let of_greater = lend(&greater.name, "scopes/accountd:users.read").await;
+        let shorter = pb::Grant { expire_time: at(30), ..of_greater };
+        assert_refused(update(&borrower, shorter, &["expire_time"]).await, Reason::TargetOutranksCaller);
+    }
+
+    async fn a_grant_that_begins_anew_voids_codes_made_without_it(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let frontend = server.frontend().await;
+        let alice = server.user("alice").await;
+        let mut request = grant_request(&alice.name, "scopes/accountd:keys.write");
+        let end = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        request.grant.as_mut().expect("set").expire_time = Some(end);
+        let grant = create(&operator, request).await.expect("granted");
+        server.advance_s(60);
+        let operator = server.operator().await;
+        let code = reset_code(&frontend, &alice.name).await.expect("made for somebody without power");
+        update(&operator, pb::Grant { expire_time: None, ..grant }, &["expire_time"]).await.expect("anew");
+        assert_refused(redeem(&frontend, &code, "four calm walruses").await, Reason::InvalidCode);
     }
 
     async fn a_grant_is_taken_back_once(engine: Engine) {
@@ -181,6 +272,17 @@ on_both_engines! {
 
 async fn create(actor: &Actor, request: pb::CreateGrantRequest) -> Result<pb::Grant, Status> {
     Ok(actor.grants().create_grant(request).await?.into_inner())
+}
+
+async fn update(actor: &Actor, grant: pb::Grant, paths: &[&str]) -> Result<pb::Grant, Status> {
+    let request = pb::UpdateGrantRequest {
+        grant: Some(grant),
+        update_mask: Some(prost_types::FieldMask {
+            paths: paths.iter().map(ToString::to_string).collect(),
+        }),
+        ..Default::default()
+    };
+    Ok(actor.grants().update_grant(request).await?.into_inner())
 }
 
 async fn delete(actor: &Actor, grant: &pb::Grant) -> Result<(), Status> {

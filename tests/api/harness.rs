@@ -12,7 +12,7 @@ use std::{
 
 use accountd::{
     config::{Config, DatabaseUrl, Tls},
-    domain::{error::Reason, secret, time::Timestamp},
+    domain::{error::Reason, role, secret, time::Timestamp},
     env::{Clock, Random},
     grpc::pb,
     server,
@@ -359,6 +359,11 @@ async fn grant(by: &Actor, principal: &str, permission: &str) -> pb::Grant {
     created.expect("a grant").into_inner()
 }
 
+/// How many scopes an auditor has.
+pub fn auditor_scopes() -> usize {
+    role::built_in("auditor").expect("built in").len()
+}
+
 pub fn grant_request(principal: &str, permission: &str) -> pb::CreateGrantRequest {
     use pb::grant::Permission;
     let name = permission.to_owned();
@@ -447,7 +452,8 @@ impl Actor {
         sessions: session_service_client::SessionServiceClient,
         tokens: token_service_client::TokenServiceClient,
         keys: key_service_client::KeyServiceClient,
-        scopes: scope_service_client::ScopeServiceClient,
+        groups: group_service_client::GroupServiceClient,
+    scopes: scope_service_client::ScopeServiceClient,
         roles: role_service_client::RoleServiceClient,
         grants: grant_service_client::GrantServiceClient,
         events: event_service_client::EventServiceClient,

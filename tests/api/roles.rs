@@ -6,6 +6,7 @@ use tonic::Status;
 
 use crate::{
     credentials::{redeem, reset_code},
+    groups,
     harness::{Actor, Engine, assert_refused, fields_of, grant_request, on_both_engines},
     scopes::{self, scope, sign_in},
 };
@@ -161,6 +162,15 @@ on_both_engines! {
         assert_refused(grant().await, Reason::ScopeNotHeld);
         operator.grants().create_grant(grant_request(&owner.name, "roles/shop-owner")).await.expect("granted");
         grant().await.expect("by the role");
+        // A group that holds nothing names its members all the same.
+        let crew = groups::create(&operator, "Crew").await;
+        let give = pb::Scope { grantable_by: vec![crew.clone()], ..scope("scopes/shop:give") };
+        scopes::create(&operator, give).await.expect("made");
+        let give = async || actor.grants().create_grant(grant_request(&ann.name, "scopes/shop:give")).await;
+        assert_refused(give().await, Reason::ScopeNotHeld);
+        groups::add(&operator, &crew, &owner.name).await.expect("added");
+        give().await.expect("by the group");
+        assert_refused(groups::delete(&operator, &crew).await, Reason::InUse);
     }
 
     async fn nobody_puts_into_a_role_what_they_may_not_grant(engine: Engine) {

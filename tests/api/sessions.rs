@@ -6,7 +6,7 @@ use prost::Message as _;
 use tonic::Status;
 
 use crate::harness::{
-    Actor, Engine, SignedIn, assert_refused, fields_of, on_both_engines, password,
+    Actor, Engine, SignedIn, assert_refused, auditor_scopes, fields_of, on_both_engines, password,
 };
 
 on_both_engines! {
@@ -260,7 +260,7 @@ on_both_engines! {
             Ok::<_, Status>(SignedIn::new(&anonymous, response))
         };
         let all = sign_in("", &[]).await.expect("signed in");
-        assert_eq!(all.tokens.scopes.len(), 9);
+        assert_eq!(all.tokens.scopes.len(), auditor_scopes());
         let some = sign_in("accountd", &["users.read", "keys.write"]).await.expect("signed in");
         assert_eq!(some.tokens.scopes, ["users.read"]);
         assert_eq!(some.tokens.refused_scopes, ["keys.write"]);

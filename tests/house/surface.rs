@@ -51,7 +51,15 @@ const WITHOUT_ETAG: [(&str, &str); 2] = [
     ),
 ];
 
-const READS: [&str; 5] = ["Get", "List", "BatchGet", "Lookup", "Introspect"];
+const READS: [&str; 7] = [
+    "Get",
+    "List",
+    "BatchGet",
+    "Lookup",
+    "Introspect",
+    "Check",
+    "Explain",
+];
 
 fn pool() -> DescriptorPool {
     DescriptorPool::decode(DESCRIPTORS).expect("descriptors")
@@ -97,7 +105,7 @@ fn every_rpc_has_a_policy_and_an_http_binding_that_fits_its_name() {
         let template = text(rule.as_ref(), verb);
         let expected = match &*name {
             "GetJwks" => "get",
-            "IntrospectToken" => "post",
+            "IntrospectToken" | "CheckAccess" => "post",
             _ if is_read(&rpc) => "get",
             _ if name.starts_with("Update") => "patch",
             _ if name.starts_with("Delete") || name == "RevokeSession" => "delete",

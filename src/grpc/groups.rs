@@ -1,0 +1,395 @@
+//! GroupService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response};
+
+use super::{
+    Reply, accounts,
+    call::{Call, mutate},
+    convert, grants as give, pb, scopes,
+};
+use crate::{
+    app::App,
+    domain::{
+        account::{self, State},
+        error::{Error, Fields, Reason, Result},
+        filter,
+        group::{
+            Edit, Group, MAX_DEPTH, MAX_DESCRIPTION, MAX_DISPLAY_NAME, MAX_GROUPS, MAX_MEMBERSHIPS,
+            Membership, WRITABLE,
+        },
+        name::{GroupId, PrincipalId},
+        page, text,
+        time::Timestamp,
+    },
+    store::{
+        db::{Read, Write},
+        events, grants,
+        groups::{self, Cursor},
+        scopes as catalogue,
+    },
+};
+
+pub(super) struct Groups {
+    pub(super) app: Arc<App>,
+}
+
+#[tonic::async_trait]
+impl pb::group_service_server::GroupService for Groups {
+    async fn create_group(&self, request: Request<pb::CreateGroupRequest>) -> Reply<pb::Group> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.group.unwrap_or_default();
+        let mut fields = Fields::new();
+        let edits = edits(&mut fields, &WRITABLE, &input);
+        fields.finish()?;
+        let mut group = Group::new(GroupId(call.new_uuid()), call.now);
+        for edit in edits {
+            group.edit(edit);
+        }
+        let group = mutate!(call, |tx| {
+            if groups::count(tx).await? >= MAX_GROUPS {
+                let text = format!("has {MAX_GROUPS} groups, which is the limit");
+                return Err(Error::precondition(Reason::LimitReached, "groups", text));
+            }
+            groups::insert(tx, &group).await?;
+            let event = call.event().about(group.id, None);
+            events::append(tx, &event).await?;
+            shown(&group)
+        })?;
+        Ok(Response::new(group))
+    }
+
+    async fn get_group(&self, request: Request<pb::GetGroupRequest>) -> Reply<pb::Group> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = id("name", &request.name)?;
+        let group = find(&mut call.db().read().await?, id).await?;
+        Ok(Response::new(shown(&group)))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<pb::ListGroupsRequest>,
+    ) -> Reply<pb::ListGroupsResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let limit = page::size(request.page_size)?;
+        let member = filter::only(&request.filter, "member", PRINCIPAL, PrincipalId::parse)?;
+        let context = call.page_context(&[&request.filter]);
+        let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
+        let after = after.map(|Cursor(id)| id).unwrap_or_default();
+        let mut db = call.db().read().await?;
+        let rows = groups::list(&mut db, member, after, limit + 1).await;
+        let rows = rows.map_err(Error::from)?;
+        let cursor = |group: &Group| Cursor(group.id.0);
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, cursor)?;
+        let groups = rows.iter().map(shown).collect();
+        Ok(Response::new(pb::ListGroupsResponse {
+            groups,
+            next_page_token,
+        }))
+    }
+
+    async fn update_group(&self, request: Request<pb::UpdateGroupRequest>) -> Reply<pb::Group> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let input = request.group.unwrap_or_default();
+        let id = id("group.name", &input.name)?;
+        let paths = convert::masked(request.update_mask.as_ref(), &WRITABLE, |path| {
+            is_set(path, &input)
+        })?;
+        let mut fields = Fields::new();
+        let edits = edits(&mut fields, &paths, &input);
+        fields.finish()?;
+        let group = mutate!(call, |tx| {
+            let mut group = find(tx, id).await?;
+            convert::require_etag(&input.etag, group.revision, id)?;
+            let before = group.clone();
+            for edit in edits.clone() {
+                group.edit(edit);
+            }
+            if group != before {
+                group.touch(call.now);
+                groups::update(tx, &group).await?;
+                let event = call.event().about(id, None).changed(paths.iter().copied());
+                events::append(tx, &event).await?;
+            }
+            shown(&group)
+        })?;
+        Ok(Response::new(group))
+    }
+
+    async fn delete_group(&self, request: Request<pb::DeleteGroupRequest>) -> Reply<()> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let id = id("name", &request.name)?;
+        mutate!(call, |tx| {
+            let group = find(tx, id).await?;
+            convert::require_etag(&request.etag, group.revision, id)?;
+            let is_granter = catalogue::granters(tx).await?.contains(&id.to_string());
+            if is_granter || grants::count_of(tx, id.into()).await? > 0 {
+                let text = "has grants, or may grant a scope";
+                return Err(Error::precondition(Reason::InUse, id.to_string(), text));
+            }
+            require_to_change(tx, &call, id, Some(call.now)).await?;
+            groups::delete(tx, id).await?;
+            events::append(tx, &call.event().about(id, None)).await?;
+        })?;
+        Ok(Response::new(()))
+    }
+
+    async fn add_group_member(
+        &self,
+        request: Request<pb::AddGroupMemberRequest>,
+    ) -> Reply<pb::GroupMember> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let mut fields = Fields::new();
+        let group = fields.take("group", parse_id(&request.group));
+        let member = fields.take("member", parse_principal(&request.member));
+        let start = convert::parse_time(request.start_time.as_ref());
+        let start = fields.take("start_time", start).flatten();
+        let end = convert::parse_time(request.expire_time.as_ref());
+        let end = end.and_then(|time| account::future(time, call.now));
+        let end = fields.take("expire_time", end).flatten();
+        if let (Some(start), Some(end)) = (start, end)
+            && start >= end
+        {
+            fields.refuse("expire_time", "must be after `start_time`");
+        }
+        fields.finish()?;
+        let (Some(group), Some(member)) = (group, member) else {
+            return Err(Error::internal("checked above").into());
+        };
+        let mut membership = Membership {
+            group,
+            member,
+            start_time: start,
+            expire_time: end,
+            added_by: call.by(),
+            create_time: call.now,
+        };
+        let added = mutate!(call, |tx| {
+            find(tx, group).await?;
+            let known = groups::find_member(tx, group, member).await?;
+            require_to_change(tx, &call, group, end).await?;
+            require_present(tx, &call, member).await?;
+            call.require_power_over(tx, member).await?;
+            match known {
+                Some(known) => membership.create_time = known.create_time,
+                None => require_room(tx, &call, group, member).await?,
+            }
+            give::void_begun(tx, member).await?;
+            groups::put_member(tx, &membership).await?;
+            append_event(tx, &call, &membership).await?;
+            shown_member(&membership)
+        })?;
+        Ok(Response::new(added))
+    }
+
+    async fn remove_group_member(
+        &self,
+        request: Request<pb::RemoveGroupMemberRequest>,
+    ) -> Reply<()> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let mut fields = Fields::new();
+        let group = fields.take("group", parse_id(&request.group));
+        let member = fields.take("member", parse_principal(&request.member));
+        fields.finish()?;
+        let (Some(group), Some(member)) = (group, member) else {
+            return Err(Error::internal("checked above").into());
+        };
+        mutate!(call, |tx| {
+            find(tx, group).await?;
+            let missing = || Error::not_found(member.to_string());
+            let known = groups::find_member(tx, group, member).await?;
+            let known = known.ok_or_else(missing)?;
+            require_to_change(tx, &call, group, Some(call.now)).await?;
+            call.require_power_over(tx, member).await?;
+            groups::remove_member(tx, group, member).await?;
+            append_event(tx, &call, &known).await?;
+        })?;
+        Ok(Response::new(()))
+    }
+
+    async fn list_group_members(
+        &self,
+        request: Request<pb::ListGroupMembersRequest>,
+    ) -> Reply<pb::ListGroupMembersResponse> {
+        let (call, request) = Call::enter(&self.app, request).await?;
+        let group = id("parent", &request.parent)?;
+        let limit = page::size(request.page_size)?;
+        let member = filter::only(&request.filter, "member", PRINCIPAL, PrincipalId::parse)?;
+        let context = call.page_context(&[&request.parent, &request.filter]);
+        let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
+        let after = after.map(|Cursor(id)| id).unwrap_or_default();
+        let mut db = call.db().read().await?;
+        find(&mut db, group).await?;
+        let rows = match member {
+            None => groups::list_members(&mut db, group, after, limit + 1).await,
+            Some(member) => {
+                let found = groups::find_member(&mut db, group, member).await;
+                found.map(|found| found.into_iter().collect())
+            }
+        };
+        let rows = rows.map_err(Error::from)?;
+        let cursor = |membership: &Membership| Cursor(membership.member.uuid());
+        let (rows, next_page_token) = convert::page(&call, &context, rows, limit, cursor)?;
+        let members = rows.iter().map(shown_member).collect();
+        Ok(Response::new(pb::ListGroupMembersResponse {
+            members,
+            next_page_token,
+        }))
+    }
+}
+
+/// What a name of a principal is to look like.
+pub(super) const PRINCIPAL: &str = "users/{uid}, systemAccounts/{uid} or groups/{uid}";
+
+/// A principal as requests name it.
+pub(super) fn parse_principal(name: &str) -> Result<PrincipalId, String> {
+    PrincipalId::parse(name).ok_or_else(|| format!("must be {PRINCIPAL}"))
+}
+
+/// Whoever is to be given something has to be there: an account that is not deleted, or a group.
+pub(super) async fn require_present(
+    db: &mut Read,
+    call: &Call,
+    principal: PrincipalId,
+) -> Result<()> {
+    match principal {
+        PrincipalId::Account(id) => {
+            let found = accounts::state(db, id).await?;
+            found.require(&[State::Active, State::Suspended], id, call.now)
+        }
+        PrincipalId::Group(id) => find(db, id).await.map(drop),
+    }
+}
+
+/// There has to be such an account or group, in whatever state.
+pub(super) async fn require_known(db: &mut Read, principal: PrincipalId) -> Result<()> {
+    match principal {
+        PrincipalId::Account(id) => accounts::state(db, id).await.map(drop),
+        PrincipalId::Group(id) => find(db, id).await.map(drop),
+    }
+}
+
+async fn find(db: &mut Read, id: GroupId) -> Result<Group> {
+    let missing = || Error::not_found(id.to_string());
+    groups::find(db, id).await?.ok_or_else(missing)
+}
+
+/// Who is put into a group gets what it holds, and who is taken out loses it: refuses unless the caller may
+/// grant all of that for so long.
+async fn require_to_change(
+    db: &mut Read,
+    call: &Call,
+    group: GroupId,
+    until: Option<Timestamp>,
+) -> Result<()> {
+    let holdings = grants::holdings(db, group.into(), call.now).await?;
+    let mut found = Vec::new();
+    for name in holdings.prospective(call.now) {
+        found.push(scopes::find(db, name).await?);
+    }
+    call.require_to_grant(db, &found, until, "expire_time")
+        .await
+}
+
+/// Refuses what would go round in a circle, too deep, or into too many groups.
+async fn require_room(
+    db: &mut Read,
+    call: &Call,
+    group: GroupId,
+    member: PrincipalId,
+) -> Result<()> {
+    if groups::count_of(db, member).await? >= MAX_MEMBERSHIPS {
+        let text = format!("is in {MAX_MEMBERSHIPS} groups, which is the limit");
+        return Err(Error::precondition(
+            Reason::LimitReached,
+            member.to_string(),
+            text,
+        ));
+    }
+    let PrincipalId::Group(inner) = member else {
+        return Ok(());
+    };
+    let above = groups::memberships(db, group.into(), call.now).await?;
+    if inner == group || above.iter().any(|membership| membership.group == inner) {
+        let text = format!("has {group} in it, or is it");
+        return Err(Error::precondition(
+            Reason::GroupCycle,
+            inner.to_string(),
+            text,
+        ));
+    }
+    let outwards = groups::depth_above(db, group, call.now, MAX_DEPTH).await?;
+    let inwards = groups::depth_below(db, inner, call.now, MAX_DEPTH).await?;
+    if outwards + inwards > MAX_DEPTH {
+        let text = format!("would make more than {MAX_DEPTH} groups in one another");
+        return Err(Error::precondition(
+            Reason::LimitReached,
+            inner.to_string(),
+            text,
+        ));
+    }
+    Ok(())
+}
+
+async fn append_event(tx: &mut Write, call: &Call, membership: &Membership) -> Result<()> {
+    let account = membership.member.account();
+    let event = call.event().about(membership.group, account);
+    let mut event = event.detail("member", membership.member);
+    if let Some(end) = membership.expire_time {
+        event = event.detail("expire_time", end);
+    }
+    events::append(tx, &event).await?;
+    Ok(())
+}
+
+fn parse_id(name: &str) -> Result<GroupId, String> {
+    GroupId::parse(name).ok_or_else(|| "must be groups/{uid}".to_owned())
+}
+
+fn id(field: &str, name: &str) -> Result<GroupId> {
+    parse_id(name).map_err(|text| Error::field(field, text))
+}
+
+fn is_set(path: &str, group: &pb::Group) -> bool {
+    match path {
+        "display_name" => !group.display_name.is_empty(),
+        "description" => !group.description.is_empty(),
+        _ => false,
+    }
+}
+
+/// The named fields of a message as edits; what is wrong with them goes to `fields`.
+fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Group) -> Vec<Edit> {
+    let edit = |path: &str| -> Result<Edit, String> {
+        Ok(match path {
+            "display_name" => Edit::DisplayName(text::line(&input.display_name, MAX_DISPLAY_NAME)?),
+            _ => Edit::Description(text::lines(&input.description, MAX_DESCRIPTION)?),
+        })
+    };
+    let taken = paths
+        .iter()
+        .filter_map(|path| fields.take(&format!("group.{path}"), edit(path)));
+    taken.collect()
+}
+
+fn shown(group: &Group) -> pb::Group {
+    pb::Group {
+        name: group.id.to_string(),
+        etag: convert::etag(group.revision),
+        display_name: group.display_name.clone(),
+        description: group.description.clone(),
+        create_time: Some(convert::timestamp(group.create_time)),
+        update_time: Some(convert::timestamp(group.update_time)),
+    }
+}
+
+fn shown_member(membership: &Membership) -> pb::GroupMember {
+    pb::GroupMember {
+        member: membership.member.to_string(),
+        start_time: convert::some_timestamp(membership.start_time),
+        expire_time: convert::some_timestamp(membership.expire_time),
+        added_by: membership.added_by.clone(),
+        create_time: Some(convert::timestamp(membership.create_time)),
+    }
+}
