@@ -14,19 +14,19 @@ use crate::{
     app::App,
     domain::{
         account::State,
-        credential,
+        credential, elevation,
         error::{Error, Result},
         name::{AccountId, SystemAccountId, UserId},
         signing_key,
         time::Timestamp,
     },
-    grpc::call::Call,
+    grpc::{call::Call, elevations::about as about_elevation},
     signing,
     store::{
         challenges, client_assertions, contact_changes, contact_codes, credentials,
         db::{Read, Write},
-        events, grants, groups, identifiers, leases, messages, meta, password_resets, requests,
-        sessions, system_accounts, throttles, tokens, transact, user_names, users,
+        elevations, events, grants, groups, identifiers, leases, messages, meta, password_resets,
+        requests, sessions, system_accounts, throttles, tokens, transact, user_names, users,
     },
     tls::Tls,
 };
@@ -163,6 +163,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::Credentials, ago(retention.revoked_credentials_s)),
         (Table::Grants, ago(retention.ended_grants_s)),
         (Table::Memberships, ago(retention.ended_grants_s)),
+        (Table::Elevations, ago(retention.ended_grants_s)),
         (Table::Events, ago(retention.events_s)),
     ];
     for (table, before) in old {
@@ -171,6 +172,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
     noted("what people are found by", complete_users(app).await);
     noted("suspensions", end_suspensions(app).await);
     noted("seals", reseal(app).await);
+    noted("elevations", settle_elevations(app).await);
     noted("accounts without an owner", suspend_ownerless(app).await);
     noted("replaced credentials", retire_credentials(app).await);
     noted("expiring credentials", announce_expiry(app).await);
@@ -210,6 +212,7 @@ enum Table {
     Grants,
     /// Of groups.
     Memberships,
+    Elevations,
     Events,
 }
 
@@ -240,6 +243,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Credentials => credentials::forget(tx, before, BATCH).await?,
         Table::Grants => grants::forget(tx, before, BATCH).await?,
         Table::Memberships => groups::forget(tx, before, BATCH).await?,
+        Table::Elevations => elevations::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
 }
@@ -311,6 +315,28 @@ async fn end_suspensions(app: &Arc<App>) -> Result<()> {
                 account.touch(call.now);
                 system_accounts::update(tx, &account).await?;
                 events::append(tx, &call.event().about_account(id)).await?;
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes down that requests have lapsed and elevations have ended, which they have done by themselves.
+async fn settle_elevations(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "");
+    let due = elevations::due(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if let Some(mut elevation) = elevations::find(tx, id).await?
+                && let Some(state) = elevation.settle(call.now)
+            {
+                let kind = match state {
+                    elevation::State::Lapsed => "elevation.lapsed",
+                    _ => "elevation.ended",
+                };
+                elevation.touch();
+                elevations::update(tx, &elevation).await?;
+                events::append(tx, &about_elevation(call.event_of(kind), &elevation)).await?;
             }
         })?;
     }

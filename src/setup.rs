@@ -351,6 +351,7 @@ impl Bootstrap {
             create_time: now,
             start_time: None,
             expire_time: None,
+            elevation: None,
         };
         Self {
             account,

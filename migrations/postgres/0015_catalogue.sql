@@ -32,5 +32,7 @@ CREATE TABLE role_scopes (
 );
 CREATE INDEX role_scopes_audience_scope ON role_scopes (audience, scope);
 
--- Whose a granted scope is; NULL for accountd's own, which is all that earlier builds grant.
-ALTER TABLE grants ADD COLUMN audience TEXT;
+-- Whose scopes a grant comes to; empty for a role that may have some of any audience. All that earlier builds
+-- grant is of accountd itself.
+ALTER TABLE grants ADD COLUMN audience TEXT COLLATE "C" NOT NULL DEFAULT 'accountd';
+CREATE INDEX grants_principal_id_audience ON grants (principal_id, audience);

@@ -4,8 +4,9 @@ use super::{Config, DatabaseUrl, Messages, sources::leaves};
 use crate::domain::network;
 
 /// What is promised or would harm if there were more of it.
-const AT_MOST: [(&str, i64); 15] = [
+const AT_MOST: [(&str, i64); 16] = [
     ("break_glass.unsealed_s", 86_400),
+    ("elevation.request_s", 604_800),
     ("limits.drain_timeout_s", 25),
     ("messages.revert_lifetime_s", 2_592_000),
     ("outbound.timeout_s", 10),

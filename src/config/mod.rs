@@ -96,6 +96,8 @@ section! {
         throttle: Throttle = Throttle::default(),
         /// Accounts for emergencies.
         break_glass: BreakGlass = BreakGlass::default(),
+        /// Roles for a while.
+        elevation: Elevation = Elevation::default(),
         /// What accountd fetches from elsewhere: keys that programs publish.
         outbound: Outbound = Outbound::default(),
         /// Messages to people: codes, links, notices.
@@ -311,6 +313,13 @@ section! {
 }
 
 section! {
+    Elevation {
+        /// Seconds in which somebody has to answer a request for a role; at most 7 days.
+        request_s: i64 = 86_400,
+    }
+}
+
+section! {
     Outbound {
         /// Hosts that may be fetched from, each with all names below it; any when empty.
         hosts: Vec<String> = Vec::new(),
@@ -437,7 +446,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 17] = [
+const SECTIONS: [(&str, Docs); 18] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -449,6 +458,7 @@ const SECTIONS: [(&str, Docs); 17] = [
     ("passkeys", Passkeys::DOCS),
     ("throttle", Throttle::DOCS),
     ("break_glass", BreakGlass::DOCS),
+    ("elevation", Elevation::DOCS),
     ("outbound", Outbound::DOCS),
     ("messages", Messages::DOCS),
     ("smtp", Smtp::DOCS),

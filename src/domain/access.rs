@@ -187,12 +187,18 @@ pub fn authorise(policy: &Policy, caller: &Caller, target: &str) -> Result<()> {
 }
 
 /// Nobody has power over an account that holds what they do not: refuses with the first such scope.
-pub fn require_power_over(caller: &Caller, held_by_target: &[String]) -> Result<()> {
-    match held_by_target.iter().find(|scope| !caller.holds(scope)) {
+pub fn require_power_over<'a>(
+    caller: &Caller,
+    held_by_target: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    match held_by_target
+        .into_iter()
+        .find(|scope| !caller.holds(scope))
+    {
         None => Ok(()),
         Some(scope) => Err(Error::Denied {
             reason: Reason::TargetOutranksCaller,
-            scopes: vec![scope.clone()],
+            scopes: vec![scope.to_owned()],
         }),
     }
 }
@@ -289,10 +295,10 @@ mod tests {
     #[test]
     fn power_is_needed_for_every_scope_of_the_target() {
         let manager = caller(ALICE.into(), &["users.update"]);
-        assert!(require_power_over(&manager, &[]).is_ok());
-        assert!(require_power_over(&manager, &["users.update".to_owned()]).is_ok());
-        let operator = ["users.update".to_owned(), "keys.write".to_owned()];
-        let error = require_power_over(&manager, &operator).expect_err("outranked");
+        assert!(require_power_over(&manager, []).is_ok());
+        assert!(require_power_over(&manager, ["users.update"]).is_ok());
+        let operator = ["users.update", "keys.write"];
+        let error = require_power_over(&manager, operator).expect_err("outranked");
         assert_eq!(error.reason(), Reason::TargetOutranksCaller);
     }
 }

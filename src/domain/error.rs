@@ -40,6 +40,7 @@ reasons! {
     ScopeMissing = "SCOPE_MISSING",
     TargetOutranksCaller = "TARGET_OUTRANKS_CALLER",
     ScopeNotHeld = "SCOPE_NOT_HELD",
+    NotApprover = "NOT_APPROVER",
     InvalidField = "INVALID_FIELD",
     InvalidFilter = "INVALID_FILTER",
     InvalidPageToken = "INVALID_PAGE_TOKEN",
@@ -208,6 +209,7 @@ impl fmt::Display for Error {
             Self::Denied { reason, scopes } => {
                 let what = match reason {
                     Reason::TargetOutranksCaller => "the account holds what the caller does not",
+                    Reason::NotApprover => "the caller is not one who may answer",
                     Reason::ScopeNotHeld => "the caller does not hold what it would hand out",
                     _ => "the caller lacks the scope",
                 };

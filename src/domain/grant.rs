@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     group::{self, Membership, Way},
-    name::{GrantId, GroupId, PrincipalId},
+    name::{ElevationId, GrantId, GroupId, PrincipalId},
     role,
     scope::ScopeName,
     time::{self, Timestamp},
@@ -29,6 +29,8 @@ pub struct Grant {
     pub create_time: Timestamp,
     pub start_time: Option<Timestamp>,
     pub expire_time: Option<Timestamp>,
+    /// What it came about by, if somebody was elevated.
+    pub elevation: Option<ElevationId>,
 }
 
 /// What is granted.
@@ -265,13 +267,6 @@ impl Holdings {
         let live = grants.filter(|grant| !time::has_passed(grant.expire_time, now));
         live.flat_map(|grant| self.scopes(grant)).collect()
     }
-
-    /// Of those, the ones of audience `accountd`: whoever has power over the principal now has that, too.
-    pub fn power(&self, now: Timestamp) -> Vec<String> {
-        let prospective = self.prospective(now).into_iter();
-        let own = prospective.filter(|scope| scope.is_own());
-        own.map(|scope| scope.scope.clone()).collect()
-    }
 }
 
 #[cfg(test)]
@@ -299,6 +294,7 @@ mod tests {
             create_time: NOW,
             start_time: start.map(|s| NOW.plus_s(s)),
             expire_time: end.map(|s| NOW.plus_s(s)),
+            elevation: None,
         }
     }
 
@@ -361,8 +357,9 @@ mod tests {
         assert_eq!(listed(&held), ["tokens.introspect", "users.read"]);
         assert_eq!(held.end_time, Some(NOW.plus_s(50)));
         assert_eq!(self::holdings([]).held(OWN_AUDIENCE, NOW), Held::default());
-        assert!(holdings.power(NOW).contains(&"keys.write".to_owned()));
-        assert!(!holdings.power(NOW).contains(&"keys.read".to_owned()));
+        let prospective = holdings.prospective(NOW);
+        assert!(prospective.contains(&ScopeName::own("keys.write")));
+        assert!(!prospective.contains(&ScopeName::own("keys.read")));
     }
 
     #[test]
@@ -386,7 +383,6 @@ mod tests {
         ];
         assert_eq!(held.sources, sources);
         assert_eq!(listed(&holdings.held(OWN_AUDIENCE, NOW)), ["users.read"]);
-        assert_eq!(holdings.power(NOW), ["users.read"]);
         assert!(holdings.has_role("packer", NOW) && !holdings.has_role("packer", NOW.plus_s(60)));
     }
 
@@ -416,7 +412,7 @@ mod tests {
         assert_eq!(holdings.held("shop", NOW.plus_s(7)), Held::default());
         holdings.memberships[0].start_time = Some(NOW.plus_s(1));
         assert_eq!(holdings.held("shop", NOW), Held::default());
-        assert_eq!(holdings.power(NOW), ["users.read"], "is going to have it");
+        assert_eq!(holdings.prospective(NOW).len(), 3, "is going to have it");
         let why = |now| {
             let idle = holdings.idle(&pack, now).into_iter();
             let idle: Vec<_> = idle.map(|(_, why, via)| (why, via)).collect();

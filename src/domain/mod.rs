@@ -12,6 +12,7 @@ pub mod challenge;
 pub mod client_assertion;
 pub mod contact;
 pub mod credential;
+pub mod elevation;
 pub mod email;
 pub mod error;
 pub mod event;

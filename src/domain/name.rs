@@ -27,6 +27,8 @@ ids! {
     SessionId,
     GrantId,
     GroupId,
+    EntitlementId,
+    ElevationId,
     ContactId,
     EventId,
     MessageId,

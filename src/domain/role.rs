@@ -68,6 +68,7 @@ fn scopes_of(built_in: &str) -> &'static [&'static str] {
             "access.read",
             "contacts.read",
             "credentials.read",
+            "elevations.read",
             "events.read",
             "grants.read",
             "groups.read",

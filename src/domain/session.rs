@@ -42,6 +42,8 @@ pub struct Session {
     pub idle_expire_time: Timestamp,
     pub expire_time: Timestamp,
     pub ended: Option<(Timestamp, EndReason)>,
+    /// Access tokens issued up to then are worthless.
+    pub tokens_not_before: Option<Timestamp>,
     pub family: Family,
 }
 
@@ -293,6 +295,7 @@ mod tests {
             idle_expire_time: NOW.plus_s(100),
             expire_time: NOW.plus_s(1000),
             ended: None,
+            tokens_not_before: None,
             family: Family {
                 seed: [3; 32],
                 generation: 5,

@@ -69,7 +69,7 @@ pub(super) async fn explain(
     let mut db = call.db().read().await?;
     let found = scopes::find(&mut db, &scope).await?;
     // What is over, too, for as long as it is remembered.
-    let holdings = grants::holdings(&mut db, principal, Timestamp::EPOCH).await?;
+    let holdings = grants::holdings(&mut db, principal, None, Timestamp::EPOCH).await?;
     drop(db);
     let requested = [scope.scope.clone()];
     let decided = decide(call, principal, &request.proof, &scope.audience, &requested).await?;
@@ -103,7 +103,7 @@ pub(super) async fn list(
     let after: Option<ScopeName> = call.open_page(&context, &request.page_token)?;
     let mut db = call.db().read().await?;
     require_known(&mut db, principal).await?;
-    let holdings = grants::holdings(&mut db, principal, call.now).await?;
+    let holdings = grants::holdings(&mut db, principal, audience.as_deref(), call.now).await?;
     drop(db);
     let rows = holdings
         .effective(call.now)

@@ -23,18 +23,17 @@ use crate::{
     app::App,
     domain::{
         access::{self, Access, Caller, Policy, Principal, Proof},
-        assurance::Demand,
+        assurance::{Assurance, Demand},
         certificate::Certificate,
         error::{Error, Reason, Result},
         event::{Actor, Event},
-        group,
         keyring::Genuine,
-        name::{self, AccountId, EventId, PrincipalId, SystemAccountId, UserId},
+        name::{self, AccountId, CredentialId, EventId, PrincipalId, SystemAccountId, UserId},
         page,
         scope::{Scope, ScopeName},
         secret,
         time::Timestamp,
-        token::{AccountClaims, Claims, OWN_AUDIENCE},
+        token::{self, AccountClaims, Claims, OWN_AUDIENCE, Refusal},
     },
     signing,
     store::{
@@ -173,6 +172,37 @@ impl Call {
         }))
     }
 
+    /// Refuses whoever has not just shown, to accountd alone, what nobody else has: a person two factors, not longer
+    /// ago than `max_age_s`; a program a key of its own.
+    pub async fn require_own_proof(&self, db: &mut Read, max_age_s: i64) -> Result<()> {
+        let Some(claims) = &self.claims else {
+            return Err(Error::Unauthenticated(Reason::TokenMissing));
+        };
+        let credential = match claims.account {
+            AccountClaims::User { .. } => None,
+            AccountClaims::SystemAccount { credential_id } => {
+                let id = CredentialId(credential_id);
+                credentials::find(db, claims.account_id(), id).await?
+            }
+        };
+        let is_shared = credential
+            .as_ref()
+            .is_some_and(|it| it.kind.is_shared_secret());
+        match token::shortfall(&claims.account, is_shared, max_age_s, self.now) {
+            None => Ok(()),
+            Some(Refusal::NeedsOwnKey) => {
+                let name = claims.account_id().to_string();
+                let text = "has come with a secret that accountd knows, too";
+                let reason = Reason::CredentialKindNotAllowed;
+                Err(Error::precondition(reason, name, text))
+            }
+            Some(_) => Err(Error::Insufficient(Demand {
+                assurance: Assurance::Aal2,
+                max_age_s: Some(max_age_s),
+            })),
+        }
+    }
+
     /// accountd's own work, in its own name.
     pub fn system(app: &Arc<App>, event: &'static str) -> Self {
         Self {
@@ -267,8 +297,8 @@ impl Call {
         db: &mut Read,
         target: impl Into<PrincipalId>,
     ) -> Result<()> {
-        let holdings = grants::holdings(db, target.into(), self.now).await?;
-        access::require_power_over(&self.caller, &holdings.power(self.now))
+        let power = grants::power(db, target.into(), Some(OWN_AUDIENCE), self.now).await?;
+        access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))
     }
 
     /// Refuses unless the caller may hand these scopes out, or take them back, for that long: who holds them,
@@ -285,12 +315,10 @@ impl Call {
         let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
         let own = scopes.iter().filter(|scope| scope.name.is_own());
         access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let holdings = grants::holdings(db, caller.into(), self.now).await?;
-        let memberships = groups::memberships(db, caller.into(), self.now).await?;
-        let in_effect = memberships.iter().filter(|it| it.is_in_effect(self.now));
+        let holdings = grants::holdings(db, caller.into(), None, self.now).await?;
+        let principals = groups::principals(db, caller, self.now).await?;
         let mut names = holdings.roles(self.now);
-        let principals = group::ways(caller.into(), in_effect);
-        names.extend(principals.keys().map(ToString::to_string));
+        names.extend(principals.iter().map(ToString::to_string));
         let effective = holdings.effective(self.now);
         let maintains = self.caller.holds(MAINTAINS_CATALOGUE);
         for scope in scopes {

@@ -41,6 +41,10 @@ pub(super) fn parse_time(time: Option<&PbTimestamp>) -> Result<Option<Timestamp>
     }
 }
 
+pub(super) const fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}
+
 /// A length of time that somebody sent, in seconds.
 pub(super) fn parse_seconds(
     time: Option<&prost_types::Duration>,

@@ -24,6 +24,7 @@ use crate::{
         system_account::MAX_LIST,
         text,
         time::Timestamp,
+        token::OWN_AUDIENCE,
         totp::Algorithm,
     },
     store::{
@@ -364,7 +365,7 @@ async fn require_another_way_in(db: &mut Read, call: &Call, credential: &Credent
 }
 
 async fn is_operator(db: &mut Read, account: AccountId, now: Timestamp) -> Result<bool> {
-    let holdings = grants::holdings(db, account.into(), now).await?;
+    let holdings = grants::holdings(db, account.into(), Some(OWN_AUDIENCE), now).await?;
     Ok(holdings.has_role(role::OPERATOR, now))
 }
 

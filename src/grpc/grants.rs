@@ -20,7 +20,6 @@ use crate::{
         grant::{Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
         name::{self, AccountId, GrantId, PrincipalId},
         page,
-        scope::Scope,
         time::{self, Timestamp},
     },
     store::{
@@ -28,7 +27,7 @@ use crate::{
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        scopes as catalogue, users,
+        users,
     },
 };
 
@@ -74,21 +73,13 @@ impl pb::grant_service_server::GrantService for Grants {
             create_time: call.now,
             start_time: start.flatten(),
             expire_time: end.flatten(),
+            elevation: None,
         };
         let grant = mutate!(call, |tx| {
             require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
             groups::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
-            if grants::count_of(tx, principal).await? >= MAX_GRANTS {
-                let text = format!("has {MAX_GRANTS} grants, which is the limit");
-                return Err(Error::precondition(
-                    Reason::LimitReached,
-                    principal.to_string(),
-                    text,
-                ));
-            }
-            void_begun(tx, principal).await?;
-            grants::insert(tx, &grant).await?;
+            insert(tx, &grant).await?;
             append_event(tx, &call, &grant, &[]).await?;
             shown(&grant)
         })?;
@@ -147,6 +138,7 @@ impl pb::grant_service_server::GrantService for Grants {
                         "must be after `start_time`",
                     ));
                 }
+                require_lasting(&grant, call.now)?;
                 require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
                 call.require_power_over(tx, grant.principal).await?;
                 if time::has_passed(before.expire_time, call.now) {
@@ -168,6 +160,7 @@ impl pb::grant_service_server::GrantService for Grants {
         mutate!(call, |tx| {
             let grant = find(tx, id).await?;
             convert::require_etag(&request.etag, grant.revision, grant.name())?;
+            require_lasting(&grant, call.now)?;
             require_to_grant(tx, &call, &grant.permission, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
@@ -206,6 +199,30 @@ async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
     grants::find(db, id).await?.ok_or_else(missing)
 }
 
+/// Gives somebody more: within the limit, and with what was begun for them when it was less void.
+pub(super) async fn insert(tx: &mut Write, grant: &Grant) -> Result<()> {
+    let principal = grant.principal;
+    if grants::count_of(tx, principal).await? >= MAX_GRANTS {
+        let text = format!("has {MAX_GRANTS} grants, which is the limit");
+        let name = principal.to_string();
+        return Err(Error::precondition(Reason::LimitReached, name, text));
+    }
+    void_begun(tx, principal).await?;
+    grants::insert(tx, grant).await?;
+    Ok(())
+}
+
+/// What somebody was elevated by has an end of its own, and tokens that end with it.
+fn require_lasting(grant: &Grant, now: Timestamp) -> Result<()> {
+    match grant.elevation {
+        Some(id) if !time::has_passed(grant.expire_time, now) => {
+            let text = format!("is of elevations/{}, which can be ended", id.0);
+            Err(Error::precondition(Reason::WrongState, grant.name(), text))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whoever holds more than before is not opened by codes that were made when it was less.
 pub(super) async fn void_begun(tx: &mut Write, principal: PrincipalId) -> Result<()> {
     match principal {
@@ -234,13 +251,7 @@ async fn require_to_grant(
 ) -> Result<()> {
     let found = match permission {
         Permission::Scope(name) => vec![scopes::find(db, name).await?],
-        Permission::Role(id) => {
-            let role = roles::find(db, id).await?;
-            let own = role.scopes.iter().filter(|name| name.is_own());
-            let mut found: Vec<Scope> = own.map(|name| Scope::built_in(&name.scope)).collect();
-            found.extend(catalogue::of_role(db, id).await?);
-            found
-        }
+        Permission::Role(id) => roles::scopes(db, id).await?,
     };
     call.require_to_grant(db, &found, until, "grant.expire_time")
         .await
@@ -315,6 +326,10 @@ fn shown(grant: &Grant) -> pb::Grant {
         create_time: Some(convert::timestamp(grant.create_time)),
         start_time: convert::some_timestamp(grant.start_time),
         expire_time: convert::some_timestamp(grant.expire_time),
+        elevation: grant
+            .elevation
+            .map(|id| format!("elevations/{}", id.0))
+            .unwrap_or_default(),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         db::{Read, Write},
-        events, grants,
+        entitlements, events, grants,
         groups::{self, Cursor},
         scopes as catalogue,
     },
@@ -124,8 +124,9 @@ impl pb::group_service_server::GroupService for Groups {
             let group = find(tx, id).await?;
             convert::require_etag(&request.etag, group.revision, id)?;
             let is_granter = catalogue::granters(tx).await?.contains(&id.to_string());
-            if is_granter || grants::count_of(tx, id.into()).await? > 0 {
-                let text = "has grants, or may grant a scope";
+            let is_named = entitlements::is_named(tx, id.into()).await?;
+            if is_granter || is_named || grants::count_of(tx, id.into()).await? > 0 {
+                let text = "has grants or an entitlement, or may grant a scope or agree to one";
                 return Err(Error::precondition(Reason::InUse, id.to_string(), text));
             }
             require_to_change(tx, &call, id, Some(call.now)).await?;
@@ -283,10 +284,9 @@ async fn require_to_change(
     group: GroupId,
     until: Option<Timestamp>,
 ) -> Result<()> {
-    let holdings = grants::holdings(db, group.into(), call.now).await?;
     let mut found = Vec::new();
-    for name in holdings.prospective(call.now) {
-        found.push(scopes::find(db, name).await?);
+    for name in grants::power(db, group.into(), None, call.now).await? {
+        found.push(scopes::find(db, &name).await?);
     }
     call.require_to_grant(db, &found, until, "expire_time")
         .await

@@ -126,7 +126,7 @@ pub(super) async fn entitled(
     audience: &str,
 ) -> Result<Entitled> {
     let mut db = call.db().read().await?;
-    let holdings = grants::holdings(&mut db, principal, call.now).await?;
+    let holdings = grants::holdings(&mut db, principal, Some(audience), call.now).await?;
     let held = holdings.held(audience, call.now);
     // Of our own none is: the RPCs ask for themselves.
     let sensitive = if audience == OWN_AUDIENCE || held.scopes.is_empty() {

@@ -17,6 +17,8 @@ mod contact_fields;
 mod contacts;
 mod convert;
 mod credentials;
+pub(crate) mod elevations;
+mod entitlements;
 mod events;
 mod factors;
 mod grants;
@@ -69,10 +71,10 @@ pub fn services(app: &Arc<App>) -> Routes {
     use pb::{
         contact_service_server::ContactServiceServer,
         credential_service_server::CredentialServiceServer,
-        event_service_server::EventServiceServer, grant_service_server::GrantServiceServer,
-        group_service_server::GroupServiceServer, key_service_server::KeyServiceServer,
-        role_service_server::RoleServiceServer, scope_service_server::ScopeServiceServer,
-        session_service_server::SessionServiceServer,
+        elevation_service_server::ElevationServiceServer, event_service_server::EventServiceServer,
+        grant_service_server::GrantServiceServer, group_service_server::GroupServiceServer,
+        key_service_server::KeyServiceServer, role_service_server::RoleServiceServer,
+        scope_service_server::ScopeServiceServer, session_service_server::SessionServiceServer,
         system_account_service_server::SystemAccountServiceServer,
         token_service_server::TokenServiceServer, user_service_server::UserServiceServer,
     };
@@ -116,6 +118,10 @@ pub fn services(app: &Arc<App>) -> Routes {
         )
         .add_service(
             GrantServiceServer::new(grants::Grants { app: app() }).max_decoding_message_size(max),
+        )
+        .add_service(
+            ElevationServiceServer::new(elevations::Elevations { app: app() })
+                .max_decoding_message_size(max),
         )
         .add_service(
             EventServiceServer::new(events::Events { app: app() }).max_decoding_message_size(max),

@@ -149,7 +149,7 @@ impl pb::role_service_server::RoleService for Roles {
             let role = find_current(tx, id, &request.etag).await?;
             let is_granter = catalogue::granters(tx).await?.contains(&role.name());
             if is_granter || roles::is_used(tx, id).await? {
-                let text = "is granted to somebody, or may grant a scope";
+                let text = "is granted to somebody or may be asked for, or may grant a scope";
                 return Err(Error::precondition(Reason::InUse, role.name(), text));
             }
             roles::delete(tx, id).await?;
@@ -166,6 +166,15 @@ pub(super) async fn find(db: &mut Read, id: &str) -> Result<Role> {
         None => roles::find(db, id).await?,
     };
     found.ok_or_else(|| Error::not_found(format!("roles/{id}")))
+}
+
+/// What a role comes to, as the catalogue has it.
+pub(super) async fn scopes(db: &mut Read, id: &str) -> Result<Vec<Scope>> {
+    let role = find(db, id).await?;
+    let own = role.scopes.iter().filter(|name| name.is_own());
+    let mut found: Vec<Scope> = own.map(|name| Scope::built_in(&name.scope)).collect();
+    found.extend(catalogue::of_role(db, id).await?);
+    Ok(found)
 }
 
 async fn find_current(db: &mut Read, id: &str, etag: &str) -> Result<Role> {

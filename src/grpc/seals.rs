@@ -15,6 +15,7 @@ use crate::{
         system_account::{Kind, SystemAccount},
         text,
         time::Timestamp,
+        token::OWN_AUDIENCE,
     },
     store::{
         db::{Read, Write},
@@ -107,7 +108,7 @@ async fn find_sealable(
 /// Whether somebody who has asked for an account to be unsealed may still do so.
 async fn may_unseal(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
     let user = users::find(db, id).await?;
-    let holdings = grants::holdings(db, id.into(), now).await?;
+    let holdings = grants::holdings(db, id.into(), Some(OWN_AUDIENCE), now).await?;
     Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
         && holdings.holds(&ScopeName::own(UNSEAL), now))
 }

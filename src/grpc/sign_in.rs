@@ -184,6 +184,7 @@ fn new_session(call: &Call, entry: &Entry<'_>) -> Session {
         idle_expire_time: call.now,
         expire_time: call.now.plus_s(lifetimes.session_s),
         ended: None,
+        tokens_not_before: None,
         family: Family {
             seed: call.app().random.bytes(),
             generation: 0,
@@ -312,7 +313,7 @@ pub(super) async fn tokens(
             .map_or_else(|| OWN_CLIENT.to_owned(), |id| id.0.to_string()),
         bound_to: None,
         limits: Limits::of_session(call, session, user),
-        not_before: None,
+        not_before: session.tokens_not_before,
     };
     let tokens = mint::token(call, wish, &entitled, bearer)?;
     Ok(pb::TokenSet {

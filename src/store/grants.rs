@@ -1,12 +1,16 @@
 //! Who may hold which scopes, and when.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     db::{Read, Write},
+    entitlements,
     error::{Error, Result},
     groups::{self, above},
     roles,
@@ -24,7 +28,7 @@ use crate::domain::{
 macro_rules! columns {
     () => {
         "g.id, g.revision, g.principal_id, g.principal_kind, g.role, g.scope, g.audience, g.reason, \
-         g.granted_by, g.create_time, g.start_time, g.expire_time"
+         g.granted_by, g.create_time, g.start_time, g.expire_time, g.elevation_id"
     };
 }
 
@@ -33,9 +37,7 @@ fn grant(row: &Row) -> Result<Grant> {
     let permission = match (row.get("role")?, row.get("scope")?) {
         (Some(role), None) => Permission::Role(role),
         (None, Some(scope)) => Permission::Scope(ScopeName {
-            audience: row
-                .get::<Option<String>>("audience")?
-                .unwrap_or_else(|| OWN_AUDIENCE.to_owned()),
+            audience: row.get("audience")?,
             scope,
         }),
         _ => return Err(Error::broken("a grant is of a role or of a scope")),
@@ -50,6 +52,7 @@ fn grant(row: &Row) -> Result<Grant> {
         create_time: row.get("create_time")?,
         start_time: row.get("start_time")?,
         expire_time: row.get("expire_time")?,
+        elevation: row.get("elevation_id")?,
     })
 }
 
@@ -58,67 +61,147 @@ pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
     db.optional(sql, grant).await
 }
 
-/// What is granted to a principal and to the groups it is in, with what the roles among it come to.
-pub async fn holdings(db: &mut Read, principal: PrincipalId, now: Timestamp) -> Result<Holdings> {
-    let grants = list_reaching(db, principal, now).await?;
-    let is_by_group = grants.iter().any(|grant| grant.principal != principal);
+/// What is granted to a principal and to the groups it is in, with what the roles among it come to: of one
+/// audience, or of all.
+pub async fn holdings(
+    db: &mut Read,
+    principal: PrincipalId,
+    audience: Option<&str>,
+    now: Timestamp,
+) -> Result<Holdings> {
+    let rows = match audience {
+        None => list_all(db, principal, now).await?,
+        Some(audience) => list_of_audience(db, principal, audience, now).await?,
+    };
+    let (mut grants, mut of_roles) = (BTreeMap::new(), BTreeMap::new());
+    for (grant, role_scope) in rows {
+        if let Permission::Role(role) = &grant.permission {
+            let scopes = of_roles.entry(role.clone()).or_insert_with(|| {
+                let built_in = role::built_in(role).map(Cow::Borrowed);
+                built_in.unwrap_or_else(|| Cow::Owned(BTreeSet::new()))
+            });
+            if let Some(scope) = role_scope {
+                scopes.to_mut().insert(scope);
+            }
+        }
+        grants.insert(grant.id, grant);
+    }
+    let is_by_group = grants.values().any(|grant| grant.principal != principal);
     let memberships = if is_by_group {
         groups::memberships(db, principal, now).await?
     } else {
         Vec::new()
     };
-    let granted = grants.iter().filter_map(|grant| match &grant.permission {
-        Permission::Role(role) => Some(role.as_str()),
-        Permission::Scope(_) => None,
-    });
-    let mut of_roles = BTreeMap::new();
-    let mut is_made = false;
-    for role in granted {
-        match role::built_in(role) {
-            Some(scopes) => {
-                of_roles.insert(role.to_owned(), Cow::Borrowed(scopes));
-            }
-            None => is_made = true,
-        }
-    }
-    if is_made {
-        let made = roles::of_principal(db, principal, now).await?;
-        of_roles.extend(
-            made.into_iter()
-                .map(|(role, scopes)| (role, Cow::Owned(scopes))),
-        );
-    }
     Ok(Holdings {
         principal,
         memberships,
-        grants,
+        grants: grants.into_values().collect(),
         of_roles,
     })
 }
 
-/// The grants to a principal and to the groups it is or is going to be in, but for those that are over.
-async fn list_reaching(
+/// Every scope that a principal holds, is going to hold, may ask for or may let others have: whoever has power over
+/// the principal has that, too. Of one audience, or of all.
+pub async fn power(
+    db: &mut Read,
+    principal: PrincipalId,
+    audience: Option<&str>,
+    now: Timestamp,
+) -> Result<BTreeSet<ScopeName>> {
+    let holdings = holdings(db, principal, audience, now).await?;
+    let mut power: BTreeSet<ScopeName> = holdings.prospective(now).into_iter().cloned().collect();
+    let roles: BTreeSet<String> = entitlements::roles_of(db, principal, now)
+        .await?
+        .into_iter()
+        .collect();
+    for role in roles {
+        match role::built_in(&role) {
+            Some(scopes) => power.extend(scopes.iter().cloned()),
+            None => power.extend(
+                roles::find(db, &role)
+                    .await?
+                    .into_iter()
+                    .flat_map(|role| role.scopes),
+            ),
+        }
+    }
+    power.retain(|scope| audience.is_none_or(|audience| scope.audience == audience));
+    Ok(power)
+}
+
+macro_rules! with_scope_of_role {
+    () => {
+        ", r.audience AS role_audience, r.scope AS role_scope"
+    };
+}
+
+/// A grant, and one of the scopes of its role.
+fn grant_and_scope(row: &Row) -> Result<(Grant, Option<ScopeName>)> {
+    let scope = match (row.get("role_audience")?, row.get("role_scope")?) {
+        (Some(audience), Some(scope)) => Some(ScopeName { audience, scope }),
+        _ => None,
+    };
+    Ok((grant(row)?, scope))
+}
+
+/// The grants to a principal and to the groups it is or is going to be in, but for those that are over: one row for
+/// each scope of its role.
+async fn list_all(
     db: &mut Read,
     principal: PrincipalId,
     now: Timestamp,
-) -> Result<Vec<Grant>> {
+) -> Result<Vec<(Grant, Option<ScopeName>)>> {
     let sql = sql!(
         above!(),
         "SELECT ",
         columns!(),
-        " FROM grants g WHERE g.principal_id = $1 AND g.principal_kind = $2
+        with_scope_of_role!(),
+        " FROM grants g LEFT JOIN role_scopes r ON r.role = g.role
+          WHERE g.principal_id = $1 AND g.principal_kind = $2
             AND (g.expire_time > $3 OR g.expire_time IS NULL)
           UNION ALL
           SELECT ",
         columns!(),
-        " FROM above CROSS JOIN grants g
+        with_scope_of_role!(),
+        " FROM above CROSS JOIN grants g LEFT JOIN role_scopes r ON r.role = g.role
           WHERE g.principal_id = above.id AND g.principal_kind = 'group'
             AND (g.expire_time > $3 OR g.expire_time IS NULL)"
     )
     .bind(principal)
     .bind(principal_kind(principal))
     .bind(now);
-    db.all(sql, grant).await
+    db.all(sql, grant_and_scope).await
+}
+
+/// Those of them that may come to scopes of an audience, and these scopes.
+async fn list_of_audience(
+    db: &mut Read,
+    principal: PrincipalId,
+    audience: &str,
+    now: Timestamp,
+) -> Result<Vec<(Grant, Option<ScopeName>)>> {
+    let sql = sql!(
+        above!(),
+        "SELECT ",
+        columns!(),
+        with_scope_of_role!(),
+        " FROM grants g LEFT JOIN role_scopes r ON r.role = g.role AND r.audience = $4
+          WHERE g.principal_id = $1 AND g.principal_kind = $2
+            AND (g.expire_time > $3 OR g.expire_time IS NULL) AND g.audience IN ($4, '')
+          UNION ALL
+          SELECT ",
+        columns!(),
+        with_scope_of_role!(),
+        " FROM above CROSS JOIN grants g
+          LEFT JOIN role_scopes r ON r.role = g.role AND r.audience = $4
+          WHERE g.principal_id = above.id AND g.principal_kind = 'group'
+            AND (g.expire_time > $3 OR g.expire_time IS NULL) AND g.audience IN ($4, '')"
+    )
+    .bind(principal)
+    .bind(principal_kind(principal))
+    .bind(now)
+    .bind(audience);
+    db.all(sql, grant_and_scope).await
 }
 
 /// How many grants a principal itself has, over or not.
@@ -166,14 +249,13 @@ pub async fn list(
             columns!(),
             " FROM grants g
               WHERE g.principal_id = $1 AND g.principal_kind = $2 AND (g.role = $3 OR $3 IS NULL)
-                AND (g.scope = $4 AND COALESCE(g.audience, $5) = $6 OR $4 IS NULL) AND g.id > $7
-              ORDER BY g.id LIMIT $8"
+                AND (g.scope = $4 AND g.audience = $5 OR $4 IS NULL) AND g.id > $6
+              ORDER BY g.id LIMIT $7"
         )
         .bind(principal)
         .bind(principal_kind(principal))
         .bind(role.as_deref())
         .bind(scope)
-        .bind(OWN_AUDIENCE)
         .bind(audience),
         // No grant is of both.
         (None, Some(role), scope) => sql!(
@@ -187,11 +269,10 @@ pub async fn list(
         (None, None, Some(scope)) => sql!(
             "SELECT ",
             columns!(),
-            " FROM grants g WHERE g.scope = $1 AND COALESCE(g.audience, $2) = $3 AND g.id > $4
-              ORDER BY g.id LIMIT $5"
+            " FROM grants g WHERE g.scope = $1 AND g.audience = $2 AND g.id > $3
+              ORDER BY g.id LIMIT $4"
         )
         .bind(scope)
-        .bind(OWN_AUDIENCE)
         .bind(audience),
         (None, None, None) => {
             sql!(
@@ -205,27 +286,31 @@ pub async fn list(
 }
 
 pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
-    let (role, scope) = match &grant.permission {
-        Permission::Role(role) => (Some(role.as_str()), None),
-        Permission::Scope(scope) => (None, Some(scope)),
+    let (role, scope, audience) = match &grant.permission {
+        Permission::Role(role) if role::built_in(role).is_some() => {
+            (Some(role.as_str()), None, OWN_AUDIENCE)
+        }
+        Permission::Role(role) => (Some(role.as_str()), None, ""),
+        Permission::Scope(name) => (None, Some(name.scope.as_str()), name.audience.as_str()),
     };
     let sql = sql!(
         "INSERT INTO grants (id, revision, principal_id, principal_kind, role, scope, audience, reason,
-            granted_by, create_time, start_time, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+            granted_by, create_time, start_time, expire_time, elevation_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
     )
     .bind(grant.id)
     .bind(grant.revision)
     .bind(grant.principal)
     .bind(principal_kind(grant.principal))
     .bind(role)
-    .bind(scope.map(|name| name.scope.as_str()))
-    .bind(scope.map(|name| name.audience.as_str()))
+    .bind(scope)
+    .bind(audience)
     .bind(grant.reason.as_str())
     .bind(grant.granted_by.as_str())
     .bind(grant.create_time)
     .bind(grant.start_time)
-    .bind(grant.expire_time);
+    .bind(grant.expire_time)
+    .bind(grant.elevation);
     db.execute(sql).await.map(drop)
 }
 

@@ -12,8 +12,8 @@ use super::{
     sql::{Row, principal_kind, sql},
 };
 use crate::domain::{
-    group::{Group, Membership},
-    name::{GroupId, PrincipalId},
+    group::{self, Group, Membership},
+    name::{AccountId, GroupId, PrincipalId},
     time::Timestamp,
 };
 
@@ -268,6 +268,17 @@ pub async fn memberships(
     .bind(principal_kind(principal))
     .bind(now);
     db.all(sql, membership).await
+}
+
+/// Whom an account acts as now: itself and the groups it is in.
+pub async fn principals(
+    db: &mut Read,
+    account: AccountId,
+    now: Timestamp,
+) -> Result<Vec<PrincipalId>> {
+    let memberships = memberships(db, account.into(), now).await?;
+    let in_effect = memberships.iter().filter(|it| it.is_in_effect(now));
+    Ok(group::ways(account.into(), in_effect).into_keys().collect())
 }
 
 /// How many groups there are in one another from this one outwards, itself among them, but for what is over;

@@ -12,6 +12,8 @@ pub mod contacts;
 pub mod credentials;
 pub mod db;
 pub mod earlier;
+pub mod elevations;
+pub mod entitlements;
 mod error;
 pub mod events;
 pub mod factors;

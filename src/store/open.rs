@@ -121,6 +121,12 @@ fn postgres_options(url: &str, settings: &Settings) -> Result<PgConnectOptions, 
             // Compiling takes a tenth of a second, and a plan that cannot do without a scan counts as dear
             // enough for it; ours run for a millisecond.
             ("jit", "off".to_owned()),
+            // A statement finds its rows by an index, one after another, whatever its values are: planning what
+            // goes from group to group takes as long as running it, and before there are statistics the planner
+            // may take a whole index for less.
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
+            ("enable_hashjoin", "off".to_owned()),
+            ("enable_mergejoin", "off".to_owned()),
             ("synchronous_commit", "on".to_owned()),
             ("statement_timeout", timeout_ms.to_string()),
             (

@@ -7,15 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     db::{Read, Write},
     error::{OnDuplicate as _, Result},
-    groups::{above, and_below, people_below},
-    sql::{Row, principal_kind, sql},
+    groups::{and_below, people_below},
+    sql::{Row, sql},
 };
 use crate::domain::{
     error::{self, Error},
-    name::PrincipalId,
     role::Role,
     scope::ScopeName,
-    time::Timestamp,
 };
 
 /// The one place that says how a row becomes a role, whose scopes are rows of their own.
@@ -97,27 +95,6 @@ pub async fn list(
     Ok(found)
 }
 
-/// What the roles come to that are granted to a principal, or to groups it is in; but for the built-in ones.
-pub(super) async fn of_principal(
-    db: &mut Read,
-    principal: PrincipalId,
-    now: Timestamp,
-) -> Result<BTreeMap<String, BTreeSet<ScopeName>>> {
-    let sql = sql!(
-        above!(),
-        "SELECT role, audience, scope FROM role_scopes
-         WHERE role IN (
-            SELECT g.role FROM grants g WHERE g.principal_id = $1 AND g.principal_kind = $2
-            UNION ALL
-            SELECT g.role FROM above CROSS JOIN grants g
-            WHERE g.principal_id = above.id AND g.principal_kind = 'group')"
-    )
-    .bind(principal)
-    .bind(principal_kind(principal))
-    .bind(now);
-    Ok(by_role(db.all(sql, role_scope).await?))
-}
-
 pub async fn count(db: &mut Read) -> Result<i64> {
     // A condition that all meet, so that they are counted by the key.
     let sql = sql!("SELECT COUNT(*) AS n FROM roles WHERE id > $1").bind("");
@@ -166,9 +143,12 @@ async fn insert_scopes(db: &mut Write, role: &Role) -> Result<()> {
     db.insert_all(role.scopes.iter().map(row).collect()).await
 }
 
-/// Whether somebody is granted it.
+/// Whether somebody is granted it, or may ask for it.
 pub async fn is_used(db: &mut Read, id: &str) -> Result<bool> {
-    let sql = sql!("SELECT EXISTS (SELECT 1 FROM grants WHERE role = $1) AS used");
+    let sql = sql!(
+        "SELECT EXISTS (SELECT 1 FROM grants WHERE role = $1)
+            OR EXISTS (SELECT 1 FROM entitlements WHERE role = $1) AS used"
+    );
     db.one(sql.bind(id), |row| row.get("used")).await
 }
 
@@ -177,23 +157,34 @@ pub async fn delete(db: &mut Write, id: &str) -> Result<()> {
     db.execute(sql).await.map(drop)
 }
 
-/// Voids the codes of people who hold a role, themselves or by a group: made for lesser accounts they do not
-/// open greater ones.
+/// Whoever has to do with a role, itself.
+macro_rules! of_role {
+    () => {
+        "WITH RECURSIVE below (id) AS (
+            SELECT principal_id FROM grants WHERE role = $1
+            UNION SELECT principal_id FROM entitlements WHERE role = $1
+            UNION SELECT p.principal_id FROM entitlements e
+            JOIN entitlement_approvers p ON p.entitlement_id = e.id WHERE e.role = $1"
+    };
+}
+
+/// Voids the codes of people who hold a role, may ask for it or agree to it, themselves or by a group: made for
+/// lesser accounts they do not open greater ones.
 pub async fn void_begun(db: &mut Write, id: &str) -> Result<()> {
     let resets = sql!(
-        "WITH RECURSIVE below (id) AS (SELECT principal_id FROM grants WHERE role = $1",
+        of_role!(),
         and_below!(),
         "DELETE FROM password_resets WHERE user_id IN (
-            SELECT principal_id FROM grants WHERE role = $1 UNION ALL ",
+            SELECT id FROM below UNION ALL ",
         people_below!(),
         ")"
     );
     db.execute(resets.bind(id)).await?;
     let challenges = sql!(
-        "WITH RECURSIVE below (id) AS (SELECT principal_id FROM grants WHERE role = $1",
+        of_role!(),
         and_below!(),
         "DELETE FROM challenges WHERE user_id IN (
-            SELECT principal_id FROM grants WHERE role = $1 UNION ALL ",
+            SELECT id FROM below UNION ALL ",
         people_below!(),
         ")"
     );

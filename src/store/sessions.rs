@@ -22,7 +22,7 @@ macro_rules! columns {
         "s.user_id, s.id, s.revision, s.device_name, s.user_agent, s.address, s.client_id, \
          s.credential_id, s.acr, s.amr, s.auth_time, s.create_time, s.last_used_time, \
          s.idle_expire_time, s.expire_time AS session_expire_time, s.end_time, s.end_reason, \
-         s.seed, s.generation, s.rotate_time"
+         s.tokens_not_before, s.seed, s.generation, s.rotate_time"
     };
 }
 
@@ -59,6 +59,7 @@ fn session(row: &Row) -> Result<Session> {
         idle_expire_time: row.get("idle_expire_time")?,
         expire_time: row.get("session_expire_time")?,
         ended,
+        tokens_not_before: row.get("tokens_not_before")?,
         family: Family {
             seed: seed
                 .try_into()
@@ -293,6 +294,13 @@ pub async fn purge(db: &mut Write, user: UserId, now: Timestamp, limit: i64) -> 
             WHERE s.user_id = $1 AND u.purge_time <= $2 LIMIT $3)"
     );
     db.sweep(sql.bind(user).bind(now).bind(limit)).await
+}
+
+/// Makes the access tokens of somebody's sessions worthless; the sessions go on.
+pub async fn void_tokens(db: &mut Write, user: UserId, now: Timestamp) -> Result<()> {
+    let sql =
+        sql!("UPDATE sessions SET tokens_not_before = $2 WHERE user_id = $1 AND end_time IS NULL");
+    db.execute(sql.bind(user).bind(now)).await.map(drop)
 }
 
 /// Forgets sessions that were over before `before`.

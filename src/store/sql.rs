@@ -26,8 +26,8 @@ use super::error::{Error, Result};
 use crate::domain::{
     account::{Lifecycle, State},
     name::{
-        AccountId, ContactId, CredentialId, EventId, GrantId, GroupId, MessageId, PrincipalId,
-        SessionId, SystemAccountId, UserId,
+        AccountId, ContactId, CredentialId, ElevationId, EntitlementId, EventId, GrantId, GroupId,
+        MessageId, PrincipalId, SessionId, SystemAccountId, UserId,
     },
     time::Timestamp,
 };
@@ -437,6 +437,8 @@ column! {
     SessionId: Uuid, |id: SessionId| id.0, SessionId;
     GrantId: Uuid, |id: GrantId| id.0, GrantId;
     GroupId: Uuid, |id: GroupId| id.0, GroupId;
+    EntitlementId: Uuid, |id: EntitlementId| id.0, EntitlementId;
+    ElevationId: Uuid, |id: ElevationId| id.0, ElevationId;
     EventId: Uuid, |id: EventId| id.0, EventId;
     ContactId: Uuid, |id: ContactId| id.0, ContactId;
     MessageId: Uuid, |id: MessageId| id.0, MessageId;

@@ -338,5 +338,7 @@ pub async fn purge(db: &mut Write, id: SystemAccountId, now: Timestamp) -> Resul
     super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
     super::groups::leave_all(db, id.into()).await?;
+    super::entitlements::delete_all(db, id.into()).await?;
+    super::elevations::delete_all(db, id.into()).await?;
     Ok(true)
 }

@@ -17,7 +17,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
         AccountClaims::User { sid, .. } => {
             let sql = sql!(
                 "SELECT u.state, u.state_reason, u.state_until_time, u.expire_time, u.delete_time,
-                    u.purge_time, s.end_time IS NOT NULL AS ended,
+                    u.purge_time, s.tokens_not_before, s.end_time IS NOT NULL AS ended,
                     EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.jti = $3) AS revoked
                  FROM users u JOIN sessions s ON s.user_id = u.id
                  WHERE u.id = $1 AND s.id = $2"
@@ -27,7 +27,7 @@ pub async fn standing(db: &mut Read, claims: &Claims) -> Result<Option<Standing>
                     account: row.get_lifecycle()?,
                     revoked: row.get("revoked")? || row.get("ended")?,
                     proof_expire_time: None,
-                    not_before: None,
+                    not_before: row.get("tokens_not_before")?,
                 })
             };
             db.optional(sql.bind(claims.sub).bind(sid).bind(claims.jti), standing)

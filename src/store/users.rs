@@ -566,5 +566,7 @@ pub async fn purge(db: &mut Write, id: UserId, now: Timestamp, until: Timestamp)
     super::messages::delete_all(db, id.into()).await?;
     super::grants::delete_all(db, id.into()).await?;
     super::groups::leave_all(db, id.into()).await?;
+    super::entitlements::delete_all(db, id.into()).await?;
+    super::elevations::delete_all(db, id.into()).await?;
     Ok(true)
 }

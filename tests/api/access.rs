@@ -18,7 +18,7 @@ use tonic::{
 };
 
 use crate::{
-    contacts,
+    contacts, elevations,
     golden::assert_golden,
     groups,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
@@ -60,6 +60,8 @@ struct Stage {
     session: String,
     grant: String,
     group: String,
+    entitlement: String,
+    elevation: String,
     key: String,
     anonymous: Actor,
     user: Actor,
@@ -98,6 +100,14 @@ impl Stage {
         made.expect("a scope");
         let made = roles::create(&operator, roles::role("roles/packer", &[])).await;
         made.expect("a role");
+        let approver = server.operator_name();
+        let entitlement = pb::Entitlement {
+            role: "roles/packer".to_owned(),
+            ..elevations::entitlement(alice.name(), &[&approver])
+        };
+        let entitlement = elevations::entitle(&operator, entitlement).await;
+        let entitlement = entitlement.expect("an entitlement");
+        let elevation = elevations::ask(&alice.actor, elevations::wish(&entitlement)).await;
         let stage = Self {
             credential: first_credential(&operator, alice.name()).await,
             robot_credential: first_credential(&operator, &robot.name).await,
@@ -108,6 +118,8 @@ impl Stage {
                 .grant(alice.name(), "scopes/accountd:users.read")
                 .await
                 .name,
+            entitlement: entitlement.name,
+            elevation: elevation.expect("asked").name,
             group: groups::create(&operator, "Crew").await,
             key: key.expect("a key").into_inner().name,
             alice: alice.name().to_owned(),
@@ -163,6 +175,8 @@ impl Stage {
             "users/*/sessions/*" => &self.session,
             "grants/*" => &self.grant,
             "groups/*" => &self.group,
+            "entitlements/*" => &self.entitlement,
+            "elevations/*" => &self.elevation,
             "scopes/*" => "scopes/shop:pack",
             "roles/*" => "roles/packer",
             "signingKeys/*" => &self.key,

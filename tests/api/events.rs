@@ -6,8 +6,8 @@ use accountd::{
 };
 
 use crate::{
-    contacts, groups,
-    harness::{Actor, Engine, assert_refused, on_both_engines, password},
+    contacts, elevations, groups,
+    harness::{Actor, Engine, Server, assert_refused, on_both_engines, password},
     mail_server::MailServer,
     messages, roles, scopes,
 };
@@ -102,6 +102,7 @@ on_both_engines! {
         accounts.resume_system_account(pb::ResumeSystemAccountRequest { name: robot.clone(), ..Default::default() }).await.expect("resumed");
         change_contacts(&operator, &mail, &name).await;
         change_catalogue(&operator).await;
+        change_elevations(&server).await;
         let credential = operator.create_secret(&robot).await.expect("created").credential.expect("set");
         let edit = pb::Credential { name: credential.name.clone(), label: "x".to_owned(), ..Default::default() };
         operator.credentials().update_credential(pb::UpdateCredentialRequest { credential: Some(edit), ..Default::default() }).await.expect("updated");
@@ -202,6 +203,28 @@ on_both_engines! {
 }
 
 /// Every change of contacts that there is.
+/// Makes, changes and removes an entitlement, and what is asked for by it.
+async fn change_elevations(server: &Server) {
+    let (operator, ann, bob) = elevations::stage(server).await;
+    let rule = elevations::entitlement(ann.name(), &[bob.name()]);
+    let rule = elevations::entitle(&operator, rule).await.expect("made");
+    let edit = pb::Entitlement {
+        description: "For the keys.".to_owned(),
+        ..rule
+    };
+    let rule = elevations::update(&operator, edit, &["description"]).await;
+    let rule = rule.expect("updated");
+    let asked = elevations::ask(&ann.actor, elevations::wish(&rule)).await;
+    let denied = elevations::deny(&bob.actor, &asked.expect("asked")).await;
+    denied.expect("denied");
+    let asked = elevations::ask(&ann.actor, elevations::wish(&rule)).await;
+    let begun = elevations::approve(&bob.actor, &asked.expect("asked")).await;
+    let ended = elevations::end(&ann.actor, &begun.expect("approved")).await;
+    ended.expect("ended");
+    let deleted = elevations::delete(&operator, &rule.name).await;
+    deleted.expect("deleted");
+}
+
 /// Changes a grant and takes it back.
 async fn change_grant(operator: &Actor, grant: pb::Grant) {
     let edit = pb::Grant {

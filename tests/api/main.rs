@@ -21,6 +21,7 @@ mod certificates;
 mod contacts;
 mod crash;
 mod credentials;
+mod elevations;
 mod escalation;
 mod events;
 mod explain;

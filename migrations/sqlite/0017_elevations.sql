@@ -1,0 +1,60 @@
+-- Who may ask for which role, for how long, and who has to agree.
+CREATE TABLE entitlements (
+    id BLOB NOT NULL PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    principal_id BLOB NOT NULL,
+    principal_kind TEXT NOT NULL,
+    role TEXT NOT NULL,
+    max_duration_s INTEGER NOT NULL,
+    needs_ticket INTEGER NOT NULL,
+    needs_step_up INTEGER NOT NULL,
+    description TEXT NOT NULL,
+    created_by TEXT NOT NULL,
+    create_time INTEGER NOT NULL,
+    update_time INTEGER NOT NULL,
+    expire_time INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX entitlements_principal_id ON entitlements (principal_id, id);
+CREATE INDEX entitlements_role ON entitlements (role, id);
+
+-- One row for each of those who may agree; without any nobody has to.
+CREATE TABLE entitlement_approvers (
+    entitlement_id BLOB NOT NULL,
+    principal_id BLOB NOT NULL,
+    principal_kind TEXT NOT NULL,
+    PRIMARY KEY (entitlement_id, principal_id),
+    FOREIGN KEY (entitlement_id) REFERENCES entitlements (id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX entitlement_approvers_principal_id ON entitlement_approvers (principal_id, entitlement_id);
+
+-- What was asked for, and what became of it.
+CREATE TABLE elevations (
+    id BLOB NOT NULL PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    entitlement_id BLOB NOT NULL,
+    requester_id BLOB NOT NULL,
+    requester_kind TEXT NOT NULL,
+    role TEXT NOT NULL,
+    state TEXT NOT NULL,
+    justification TEXT NOT NULL,
+    ticket TEXT NOT NULL,
+    duration_s INTEGER NOT NULL,
+    create_time INTEGER NOT NULL,
+    -- When the state ends by itself, if it does: unanswered, or as granted.
+    next_time INTEGER,
+    decided_by TEXT NOT NULL,
+    decide_reason TEXT NOT NULL,
+    decide_time INTEGER,
+    grant_id BLOB,
+    end_time INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX elevations_requester_id ON elevations (requester_id, id);
+CREATE INDEX elevations_entitlement_id ON elevations (entitlement_id, id);
+CREATE INDEX elevations_next_time ON elevations (next_time) WHERE next_time IS NOT NULL;
+CREATE INDEX elevations_end_time ON elevations (end_time) WHERE end_time IS NOT NULL;
+
+-- What a grant came about by, if somebody was elevated.
+ALTER TABLE grants ADD COLUMN elevation_id BLOB;
+
+-- Tokens of the session issued up to then are worthless: they may have what was given back since.
+ALTER TABLE sessions ADD COLUMN tokens_not_before INTEGER;
