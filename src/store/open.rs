@@ -150,11 +150,28 @@ fn prepare_sqlite(file: &File) -> Result<(), String> {
     let sync = sql!("SELECT synchronous AS sync FROM pragma_synchronous");
     let sync = connection.first(&sync, |row| row.get::<i64>("sync"));
     match (mode.map_err(text)?.as_deref(), sync.map_err(text)?) {
-        (Some("wal"), Some(2)) => migrate_sqlite(&mut connection),
+        (Some("wal"), Some(2)) => {
+            forget_statistics(&mut connection)?;
+            migrate_sqlite(&mut connection)
+        }
         (mode, sync) => Err(format!(
             "journal_mode is {mode:?} and synchronous {sync:?}, not wal and 2"
         )),
     }
+}
+
+/// Forgets what somebody's `ANALYZE` has left, so that the plans are those that are tested: with it SQLite reads whole
+/// tables into filters before it goes from group to group, for each call.
+fn forget_statistics(connection: &mut sqlite::Connection) -> Result<(), String> {
+    let text = |error: Error| error.to_string();
+    let kept =
+        sql!("SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'sqlite_stat1'");
+    let kept = connection.first(&kept, |row| row.get::<String>("name"));
+    if kept.map_err(text)?.is_some() {
+        let forgotten = connection.run_all("DELETE FROM sqlite_stat1; ANALYZE sqlite_schema");
+        forgotten.map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Applies what has not been applied, each migration whole or not at all. One process has the folder

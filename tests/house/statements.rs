@@ -6,7 +6,7 @@ use proc_macro2::TokenTree;
 use sqlx::{AssertSqlSafe, Executor as _, SqlSafeStr as _};
 
 use crate::{
-    databases::databases,
+    databases::{databases, open},
     golden::assert_golden,
     source::{File, each_level, files, inside, is_punct, macro_calls, place},
 };
@@ -196,6 +196,24 @@ async fn the_check_sees_scans_and_errors() {
     );
     assert!(!seek.expect("works").iter().any(|step| is_slow(step, "")));
     assert!(plan(&databases.sqlite, "SELECT nothing FROM users").is_err());
+}
+
+#[tokio::test]
+async fn plans_do_not_depend_on_statistics_that_somebody_has_gathered() {
+    let databases = databases().await;
+    let fill =
+        "INSERT INTO groups (id, revision, display_name, description, create_time, update_time)
+        VALUES (X'01', 1, '', '', 0, 0)";
+    databases.sqlite.execute(fill, []).expect("filled");
+    databases.sqlite.execute("ANALYZE", []).expect("analysed");
+    let count = || -> i64 {
+        let count = "SELECT COUNT(*) FROM sqlite_stat1";
+        let count = databases.sqlite.query_row(count, [], |row| row.get(0));
+        count.expect("a number")
+    };
+    assert!(count() > 0);
+    open(&databases.targets[0]).await.expect("opens again");
+    assert_eq!(count(), 0);
 }
 
 #[test]
