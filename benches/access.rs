@@ -113,7 +113,7 @@ async fn decide(db: &Db, person: PrincipalId, audience: &str) -> Result<()> {
     assert!(holdings.grants.len() >= MEMBERSHIPS * DEPTH * 2);
     let held = holdings.held(audience, NOW);
     if audience != "accountd" {
-        assert!(!held.scopes.is_empty());
+        assert!(!held.is_empty());
         scopes::sensitive(&mut read, audience).await?;
     }
     Ok(())

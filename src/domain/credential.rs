@@ -226,6 +226,11 @@ impl Credential {
         self.account.child("credentials", self.id.0)
     }
 
+    /// Whether its ceiling lets a scope through.
+    pub fn permits(&self, scope: &String) -> bool {
+        self.scope_ceiling.is_empty() || self.scope_ceiling.contains(scope)
+    }
+
     /// What is a person's has a label and nothing else to edit.
     pub fn edit(&mut self, edit: Edit) -> Result<()> {
         if self.state == State::Revoked {

@@ -13,7 +13,7 @@ use super::{
     time::{self, Timestamp},
 };
 
-/// Most grants of one principal.
+/// Most grants of one principal, but for those that are over.
 pub const MAX_GRANTS: i64 = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,14 +104,16 @@ pub struct Holdings {
     pub of_roles: BTreeMap<String, Cow<'static, BTreeSet<ScopeName>>>,
 }
 
-/// What a principal holds of one audience now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    pub scopes: BTreeSet<String>,
-    /// When the first of the grants behind them ends.
-    pub end_time: Option<Timestamp>,
-    /// What was granted, and how many bytes its scopes take in a token: the most first.
-    pub sources: Vec<(String, usize)>,
+/// What a principal holds of one audience now: each scope, and by what.
+pub type Held = BTreeMap<String, Source>;
+
+/// Of the grants of a scope, the one that lasts longest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// When it ends for the principal; [`Timestamp::MAX`] if never.
+    pub end_time: Timestamp,
+    /// The name of the role or scope that was granted.
+    pub permission: String,
 }
 
 /// A grant that is in effect for a principal.
@@ -173,29 +175,28 @@ impl Holdings {
 
     /// The one answer to what a principal's grants come to now.
     pub fn held(&self, audience: &str, now: Timestamp) -> Held {
-        let mut held = Held::default();
-        let mut end_time = Timestamp::MAX;
+        let mut held = Held::new();
         for Reaching {
-            grant,
-            end_time: end,
-            ..
+            grant, end_time, ..
         } in self.reaching(now)
         {
-            let scopes = self
+            for scope in self
                 .scopes(grant)
-                .filter(|scope| scope.audience == audience);
-            let scopes: Vec<String> = scopes.map(|scope| scope.scope.clone()).collect();
-            if scopes.is_empty() {
-                continue;
+                .filter(|scope| scope.audience == audience)
+            {
+                let known = held.get(&scope.scope);
+                if known.is_none_or(|known| known.end_time < end_time) {
+                    let permission = grant.permission.name();
+                    held.insert(
+                        scope.scope.clone(),
+                        Source {
+                            end_time,
+                            permission,
+                        },
+                    );
+                }
             }
-            let bytes = scopes.iter().map(|scope| scope.len() + 1).sum();
-            held.sources.push((grant.permission.name(), bytes));
-            held.scopes.extend(scopes);
-            end_time = end_time.min(end);
         }
-        held.end_time = (end_time != Timestamp::MAX).then_some(end_time);
-        held.sources
-            .sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         held
     }
 
@@ -247,12 +248,18 @@ impl Holdings {
             .any(|it| self.scopes(it.grant).any(|held| held == scope))
     }
 
-    /// The names of the roles that are held now.
-    pub fn roles(&self, now: Timestamp) -> BTreeSet<String> {
-        let reaching = self.reaching(now);
-        let granted = reaching.iter().map(|it| &it.grant.permission);
-        let roles = granted.filter(|it| matches!(it, Permission::Role(_)));
-        roles.map(Permission::name).collect()
+    /// The names of the roles that are held now, and until when.
+    pub fn roles(&self, now: Timestamp) -> BTreeMap<String, Timestamp> {
+        let mut roles = BTreeMap::new();
+        for it in self.reaching(now) {
+            if let Permission::Role(_) = it.grant.permission {
+                let end = roles
+                    .entry(it.grant.permission.name())
+                    .or_insert(it.end_time);
+                *end = it.end_time.max(*end);
+            }
+        }
+        roles
     }
 
     pub fn has_role(&self, role: &str, now: Timestamp) -> bool {
@@ -299,7 +306,7 @@ mod tests {
     }
 
     fn listed(held: &Held) -> Vec<&str> {
-        held.scopes.iter().map(String::as_str).collect()
+        held.keys().map(String::as_str).collect()
     }
 
     fn holdings(grants: impl IntoIterator<Item = Grant>) -> Holdings {
@@ -345,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn only_grants_in_effect_count_and_the_first_to_end_is_known() {
+    fn only_grants_in_effect_count_and_the_one_that_lasts_longest_is_known() {
         let holdings = holdings([
             grant("scopes/accountd:users.read", None, None),
             grant("roles/resource-server", Some(0), Some(50)),
@@ -355,7 +362,8 @@ mod tests {
         ]);
         let held = holdings.held(OWN_AUDIENCE, NOW);
         assert_eq!(listed(&held), ["tokens.introspect", "users.read"]);
-        assert_eq!(held.end_time, Some(NOW.plus_s(50)));
+        assert_eq!(held["tokens.introspect"].end_time, NOW.plus_s(50));
+        assert_eq!(held["users.read"].end_time, Timestamp::MAX);
         assert_eq!(self::holdings([]).held(OWN_AUDIENCE, NOW), Held::default());
         let prospective = holdings.prospective(NOW);
         assert!(prospective.contains(&ScopeName::own("keys.write")));
@@ -372,16 +380,9 @@ mod tests {
         ]);
         let held = holdings.held("shop", NOW);
         assert_eq!(listed(&held), ["pack", "refund", "ship"]);
-        assert_eq!(
-            held.end_time,
-            Some(NOW.plus_s(60)),
-            "of what concerns the shop"
-        );
-        let sources = [
-            ("roles/packer".to_owned(), 10),
-            ("scopes/shop:refund".to_owned(), 7),
-        ];
-        assert_eq!(held.sources, sources);
+        let by = |scope: &str| (&*held[scope].permission, held[scope].end_time);
+        assert_eq!(by("pack"), ("roles/packer", NOW.plus_s(60)));
+        assert_eq!(by("refund"), ("scopes/shop:refund", Timestamp::MAX));
         assert_eq!(listed(&holdings.held(OWN_AUDIENCE, NOW)), ["users.read"]);
         assert!(holdings.has_role("packer", NOW) && !holdings.has_role("packer", NOW.plus_s(60)));
     }
@@ -400,11 +401,9 @@ mod tests {
             create_time: NOW,
         });
         let held = holdings.held("shop", NOW);
-        assert_eq!((held.scopes.len(), held.end_time), (2, Some(NOW.plus_s(7))));
-        assert_eq!(
-            holdings.roles(NOW),
-            BTreeSet::from(["roles/packer".to_owned()])
-        );
+        assert_eq!((held.len(), held["pack"].end_time), (2, NOW.plus_s(7)));
+        let roles = [("roles/packer".to_owned(), NOW.plus_s(7))];
+        assert_eq!(holdings.roles(NOW), BTreeMap::from(roles));
         let effective = holdings.effective(NOW);
         let pack = ScopeName::parse("scopes/shop:pack").expect("a name");
         let by = &effective[&pack][0];

@@ -2,7 +2,11 @@
 //!
 //! Invariant: a scope has one resource name, so that names can be compared as text.
 
-use std::{collections::BTreeSet, fmt, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::LazyLock,
+};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -134,13 +138,21 @@ impl Scope {
         }
     }
 
-    /// Whether somebody who goes by these names may grant it without holding it: where none is given, who
-    /// maintains the catalogue. Never one of our own, which give power here.
-    pub fn may_be_granted_by(&self, names: &BTreeSet<String>, maintains_catalogue: bool) -> bool {
+    /// Until when somebody may grant it without holding it who goes by these names, each until some time: where none is
+    /// given, who maintains the catalogue. Never one of our own, which give power here.
+    pub fn grantable_until(
+        &self,
+        names: &BTreeMap<String, Timestamp>,
+        maintains_catalogue: Option<Timestamp>,
+    ) -> Option<Timestamp> {
         match self.grantable_by.as_slice() {
-            _ if self.name.is_own() => false,
+            _ if self.name.is_own() => None,
             [] => maintains_catalogue,
-            granters => granters.iter().any(|name| names.contains(name)),
+            granters => granters
+                .iter()
+                .filter_map(|name| names.get(name))
+                .copied()
+                .max(),
         }
     }
 
@@ -215,8 +227,13 @@ mod tests {
     fn the_catalogue_says_who_grants_what_they_do_not_hold() {
         let name = ScopeName::parse("scopes/shop:refund").expect("a name");
         let mut scope = Scope::new(name, Timestamp::EPOCH);
-        let ann = BTreeSet::from(["users/ann", "roles/shop-owner"].map(str::to_owned));
-        let may = |scope: &Scope, maintains| scope.may_be_granted_by(&ann, maintains);
+        let at = Timestamp::from_seconds;
+        let names = [("users/ann", Timestamp::MAX), ("roles/shop-owner", at(9))];
+        let ann = BTreeMap::from(names.map(|(name, end)| (name.to_owned(), end)));
+        let until =
+            |scope: &Scope, maintains: bool| scope.grantable_until(&ann, maintains.then(|| at(5)));
+        let may = |scope: &Scope, maintains| until(scope, maintains).is_some();
+        assert_eq!(until(&scope, true), Some(at(5)));
         assert!(may(&scope, true) && !may(&scope, false));
         for (names, by_ann) in [
             (["users/ann", "roles/x"], true),
@@ -231,6 +248,8 @@ mod tests {
             );
         }
         assert!(!may(&Scope::built_in("users.read"), true));
+        scope.edit(Edit::GrantableBy(vec!["roles/shop-owner".to_owned()]));
+        assert_eq!(until(&scope, true), Some(at(9)), "as long as the role");
     }
 
     #[test]

@@ -6,8 +6,10 @@ use super::{
     account::Lifecycle,
     credential,
     name::{SystemAccountId, UserId},
+    scope::ScopeName,
     seal::Seal,
     time::Timestamp,
+    token::OWN_AUDIENCE,
 };
 
 /// Most scopes in a ceiling, and most audiences.
@@ -75,6 +77,21 @@ pub struct Limits {
     pub audiences: Vec<String>,
     /// Empty: from anywhere.
     pub allowed_cidrs: Vec<IpNet>,
+}
+
+impl Limits {
+    fn has_audience(&self, audience: &str) -> bool {
+        match self.audiences.as_slice() {
+            [] => audience == OWN_AUDIENCE,
+            audiences => audiences.iter().any(|allowed| allowed == audience),
+        }
+    }
+
+    /// Whether a token may have the scope, if it is granted.
+    pub fn permit(&self, name: &ScopeName) -> bool {
+        let ceiling = &self.scope_ceiling;
+        self.has_audience(&name.audience) && (ceiling.is_empty() || ceiling.contains(&name.scope))
+    }
 }
 
 /// One field set to a new value.
@@ -156,9 +173,6 @@ impl SystemAccount {
     }
 
     pub fn may_ask_for(&self, audience: &str) -> bool {
-        match self.limits.audiences.as_slice() {
-            [] => audience == super::token::OWN_AUDIENCE,
-            audiences => audiences.iter().any(|allowed| allowed == audience),
-        }
+        self.limits.has_audience(audience)
     }
 }

@@ -12,6 +12,7 @@ use super::{
     assurance::Assurance,
     certificate::Certificate,
     error::Reason,
+    grant::Held,
     name::{self, AccountId, SystemAccountId, UserId},
     time::{self, Timestamp},
 };
@@ -134,8 +135,8 @@ impl Standing {
 pub struct Grounds<'a> {
     /// The scopes asked for; all there are when empty.
     pub requested: &'a [String],
-    /// The scopes granted to the account for this audience now.
-    pub granted: &'a BTreeSet<String>,
+    /// What the account holds of this audience now.
+    pub granted: &'a Held,
     /// Of the audience, those that have to be earned.
     pub sensitive: &'a BTreeSet<String>,
     /// What is missing to earn them, if anything is.
@@ -144,7 +145,7 @@ pub struct Grounds<'a> {
     pub bar: Option<Refusal>,
     /// Each limits the scopes unless it is empty: of the account, of the credential.
     pub ceilings: &'a [Ceiling<'a>],
-    /// Whatever ends before the token would: session, account, credential, grants.
+    /// Whatever ends before the token would: session, account, credential.
     pub ends: &'a [Option<Timestamp>],
 }
 
@@ -210,7 +211,7 @@ impl Grounds<'_> {
     pub fn decide(&self, now: Timestamp, lifetime_s: i64) -> Allowance {
         let wants_all = self.requested.is_empty();
         let wanted: Vec<&String> = if wants_all {
-            self.granted.iter().collect()
+            self.granted.keys().collect()
         } else {
             self.requested.iter().collect()
         };
@@ -226,13 +227,10 @@ impl Grounds<'_> {
                 Some(_) => {}
             }
         }
-        let end = self
-            .ends
-            .iter()
-            .flatten()
-            .copied()
-            .min()
-            .unwrap_or(Timestamp::MAX);
+        let given = scopes.iter().filter_map(|scope| self.granted.get(scope));
+        let ends = self.ends.iter().flatten().copied();
+        let end = ends.chain(given.map(|by| by.end_time)).min();
+        let end = end.unwrap_or(Timestamp::MAX);
         let expire_time = now.plus_s(lifetime_s).min(end);
         Allowance {
             scopes: scopes.into_iter().collect(),
@@ -243,7 +241,7 @@ impl Grounds<'_> {
 
     /// Why a scope is not given, if it is not: the first of the reasons.
     pub fn refusal(&self, scope: &String) -> Option<Refusal> {
-        if !self.granted.contains(scope) {
+        if !self.granted.contains_key(scope) {
             return Some(Refusal::NotGranted);
         }
         if self.bar.is_some() {
@@ -275,11 +273,25 @@ pub fn client_id(text: &str) -> Option<SystemAccountId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::grant::Source;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
     fn scopes(list: &str) -> Vec<String> {
         list.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Scopes that are held for good.
+    fn held(list: &str) -> Held {
+        let source = |scope: &String| Source {
+            end_time: Timestamp::MAX,
+            permission: format!("scopes/shop:{scope}"),
+        };
+        let scopes = scopes(list);
+        scopes
+            .iter()
+            .map(|scope| (scope.clone(), source(scope)))
+            .collect()
     }
 
     const KINDS: [Refusal; 2] = [Refusal::AccountCeiling, Refusal::CredentialCeiling];
@@ -289,7 +301,7 @@ mod tests {
         let ceilings = KINDS.into_iter().zip(ceilings.iter().map(Vec::as_slice));
         let ceilings: Vec<Ceiling<'_>> = ceilings.collect();
         let requested = scopes(requested);
-        let granted = scopes(granted).into_iter().collect();
+        let granted = held(granted);
         let grounds = Grounds {
             requested: &requested,
             granted: &granted,
@@ -305,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_is_missing_first() {
-        let granted = scopes("a b c d").into_iter().collect();
+        let granted = held("a b c d");
         let sensitive = BTreeSet::from(["c".to_owned()]);
         let (account, credential) = (scopes("b c d"), scopes("c d"));
         let decide = |requested: &str, shortfall| {
@@ -345,7 +357,7 @@ mod tests {
 
     #[test]
     fn what_is_barred_gives_nothing() {
-        let granted = BTreeSet::from(["a".to_owned()]);
+        let granted = held("a");
         for (requested, refused) in [("", 0), ("a", 1)] {
             let grounds = Grounds {
                 requested: &scopes(requested),
@@ -402,7 +414,7 @@ mod tests {
         let ends = |ends: &[Option<Timestamp>]| {
             let grounds = Grounds {
                 requested: &[],
-                granted: &BTreeSet::new(),
+                granted: &Held::new(),
                 sensitive: &BTreeSet::new(),
                 shortfall: None,
                 bar: None,
@@ -416,6 +428,23 @@ mod tests {
             ends(&[None, Some(NOW.plus_s(7)), Some(NOW.plus_s(9))]),
             NOW.plus_s(7)
         );
+        // Of what is granted only what is in the token counts.
+        let mut granted = held("a b");
+        granted.get_mut("b").expect("held").end_time = NOW.plus_s(5);
+        let ends = |requested: &str| {
+            let grounds = Grounds {
+                requested: &scopes(requested),
+                granted: &granted,
+                sensitive: &BTreeSet::new(),
+                shortfall: None,
+                bar: None,
+                ceilings: &[],
+                ends: &[],
+            };
+            grounds.decide(NOW, 300).expire_time
+        };
+        assert_eq!((ends("a"), ends("b")), (NOW.plus_s(300), NOW.plus_s(5)));
+        assert_eq!(ends(""), NOW.plus_s(5));
     }
 
     #[test]

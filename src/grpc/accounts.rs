@@ -7,7 +7,7 @@ use crate::{
         error::{Error, Result},
         name::AccountId,
     },
-    store::{db::Read, system_accounts, users},
+    store::{db::Read, entitlements, scopes, system_accounts, users},
 };
 
 /// The state of an account of either kind.
@@ -19,6 +19,20 @@ pub(super) async fn state(db: &mut Read, account: AccountId) -> Result<Lifecycle
             .map(|found| found.lifecycle),
     };
     found.ok_or_else(|| Error::not_found(account.to_string()))
+}
+
+/// Refuses an id that somebody has, or has had who is gone and still named as somebody who grants or agrees.
+pub(super) async fn require_free(db: &mut Read, account: AccountId) -> Result<()> {
+    if let AccountId::User(id) = account {
+        users::require_free(db, id).await?;
+    }
+    let name = account.to_string();
+    if entitlements::is_named(db, account.into()).await?
+        || scopes::granters(db).await?.contains(&name)
+    {
+        return Err(Error::AlreadyExists { name });
+    }
+    Ok(())
 }
 
 /// Looking after people is not looking after machines: what belongs to those needs the scope for changing

@@ -5,6 +5,7 @@
 //! two ways are `enter`, for requests, and `system`, for accountd's own work.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -39,9 +40,9 @@ use crate::{
     store::{
         credentials,
         db::{Attempts, Db, Isolation, Read, Write},
-        grants, groups,
+        entitlements, grants, groups,
         requests::{self, Record},
-        system_accounts, tokens,
+        scopes, system_accounts, tokens,
     },
 };
 
@@ -297,13 +298,38 @@ impl Call {
         db: &mut Read,
         target: impl Into<PrincipalId>,
     ) -> Result<()> {
-        let power = grants::power(db, target.into(), Some(OWN_AUDIENCE), self.now).await?;
-        access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))
+        let target = target.into();
+        let power = grants::power(db, target, Some(OWN_AUDIENCE), self.now).await?;
+        access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))?;
+        self.require_power_over_roles(db, target).await
+    }
+
+    /// Whoever gets hold of an account that may ask for a role, or agree to one, gets what downstream systems permit by
+    /// it, too.
+    async fn require_power_over_roles(&self, db: &mut Read, target: PrincipalId) -> Result<()> {
+        let roles = entitlements::roles_of(db, target, self.now).await?;
+        let mut lent = Vec::new();
+        for role in BTreeSet::from_iter(roles) {
+            lent.extend(scopes::of_role(db, &role).await?);
+        }
+        if lent.is_empty() {
+            return Ok(());
+        }
+        let granter = self.granter(db).await?;
+        for scope in &lent {
+            if self.may_grant(db, &granter, scope).await?.is_none() {
+                return Err(Error::Denied {
+                    reason: Reason::TargetOutranksCaller,
+                    scopes: vec![scope.name.to_string()],
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Refuses unless the caller may hand these scopes out, or take them back, for that long: who holds them,
     /// by the token and still by grants, a token being older than the grants are; and whom the catalogue says.
-    /// `field` is what is wrong where they hold them for a shorter time.
+    /// `field` is what is wrong where they may for a shorter time.
     pub async fn require_to_grant(
         &self,
         db: &mut Read,
@@ -311,42 +337,69 @@ impl Call {
         until: Option<Timestamp>,
         field: &str,
     ) -> Result<()> {
-        let caller = self.caller.account();
-        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
         let own = scopes.iter().filter(|scope| scope.name.is_own());
         access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let holdings = grants::holdings(db, caller.into(), None, self.now).await?;
-        let principals = groups::principals(db, caller, self.now).await?;
-        let mut names = holdings.roles(self.now);
-        names.extend(principals.iter().map(ToString::to_string));
-        let effective = holdings.effective(self.now);
-        let maintains = self.caller.holds(MAINTAINS_CATALOGUE);
+        let standing = self.granter(db).await?;
         for scope in scopes {
-            if scope.may_be_granted_by(&names, maintains) {
-                continue;
-            }
-            let could_get = scope.name.is_own() || self.could_get(db, &scope.name).await?;
-            let longest = effective.get(&scope.name).and_then(|grants| grants.first());
-            match longest.filter(|_| could_get).map(|it| it.end_time) {
-                None => {
-                    let name = if scope.name.is_own() {
-                        scope.name.scope.clone()
-                    } else {
-                        scope.name.to_string()
-                    };
-                    return Err(Error::Denied {
-                        reason: Reason::ScopeNotHeld,
-                        scopes: vec![name],
-                    });
-                }
-                Some(end) if until.unwrap_or(Timestamp::MAX) > end => {
-                    let text = format!("is for longer than you hold {}: until {end}", scope.name);
-                    return Err(Error::field(field, text));
-                }
-                Some(_) => {}
-            }
+            let end = self.may_grant(db, &standing, scope).await?;
+            require_end(scope, end, until, field)?;
         }
         Ok(())
+    }
+
+    /// The same for making somebody one who goes by names to which the catalogue lets grant scopes: who may grant
+    /// them, or say who may.
+    pub async fn require_to_appoint(
+        &self,
+        db: &mut Read,
+        names: &BTreeSet<String>,
+        until: Option<Timestamp>,
+        field: &str,
+    ) -> Result<()> {
+        let scopes = scopes::granted_by(db, names).await?;
+        if scopes.is_empty() {
+            return Ok(());
+        }
+        let standing = self.granter(db).await?;
+        for scope in &scopes {
+            let end = self.may_grant(db, &standing, scope).await?;
+            require_end(scope, end.max(standing.maintains), until, field)?;
+        }
+        Ok(())
+    }
+
+    /// What there is to know of a caller who would give.
+    async fn granter(&self, db: &mut Read) -> Result<Granter> {
+        let caller = self.caller.account();
+        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
+        let holdings = grants::holdings(db, caller.into(), None, self.now).await?;
+        let mut names = holdings.roles(self.now);
+        for (principal, end) in groups::principals(db, caller, self.now).await? {
+            names.insert(principal.to_string(), end);
+        }
+        let effective = holdings.effective(self.now).into_iter();
+        let held: BTreeMap<ScopeName, Timestamp> = effective
+            .filter_map(|(name, by)| Some((name.clone(), by.first()?.end_time)))
+            .collect();
+        let maintains = held.get(&ScopeName::own(MAINTAINS_CATALOGUE)).copied();
+        Ok(Granter {
+            names,
+            maintains: maintains.filter(|_| self.caller.holds(MAINTAINS_CATALOGUE)),
+            held,
+        })
+    }
+
+    /// Until when the caller may grant a scope, if at all.
+    async fn may_grant(
+        &self,
+        db: &mut Read,
+        granter: &Granter,
+        scope: &Scope,
+    ) -> Result<Option<Timestamp>> {
+        let could_get = scope.name.is_own() || self.could_get(db, &scope.name).await?;
+        let held = granter.held.get(&scope.name).copied().filter(|_| could_get);
+        let named = scope.grantable_until(&granter.names, granter.maintains);
+        Ok(held.max(named))
     }
 
     /// Whether what limits the caller, whatever is granted to it, lets it have a scope of another audience.
@@ -597,6 +650,43 @@ impl Call {
             key,
             body_mac: body_mac.as_ref().to_vec(),
         }))
+    }
+}
+
+/// Somebody who would give, and until when: under which names, and what they hold.
+struct Granter {
+    names: BTreeMap<String, Timestamp>,
+    held: BTreeMap<ScopeName, Timestamp>,
+    /// Says what there is to be granted, and by whom.
+    maintains: Option<Timestamp>,
+}
+
+fn require_end(
+    scope: &Scope,
+    end: Option<Timestamp>,
+    until: Option<Timestamp>,
+    field: &str,
+) -> Result<()> {
+    match end {
+        None => {
+            let name = if scope.name.is_own() {
+                scope.name.scope.clone()
+            } else {
+                scope.name.to_string()
+            };
+            Err(Error::Denied {
+                reason: Reason::ScopeNotHeld,
+                scopes: vec![name],
+            })
+        }
+        Some(end) if until.unwrap_or(Timestamp::MAX) > end => {
+            let text = format!(
+                "is for longer than you may grant {}: until {end}",
+                scope.name
+            );
+            Err(Error::field(field, text))
+        }
+        Some(_) => Ok(()),
     }
 }
 

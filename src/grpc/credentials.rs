@@ -8,6 +8,7 @@ use super::{
     Reply, accounts,
     call::{Call, mutate},
     convert, factors, passwords, pb, program_credentials,
+    system_accounts::require_to_raise,
 };
 use crate::{
     app::App,
@@ -151,6 +152,7 @@ impl pb::credential_service_server::CredentialService for Credentials {
         fields.finish()?;
         let credential = mutate!(call, |tx| {
             let mut credential = find_for_change(tx, &call, account, id, &input.etag).await?;
+            let before = credential.clone();
             for edit in edits.clone() {
                 credential.edit(edit)?;
             }
@@ -163,6 +165,13 @@ impl pb::credential_service_server::CredentialService for Credentials {
                 if let Some(by) = by {
                     credential.confine(&by)?;
                 }
+            }
+            if let AccountId::System(owner) = account {
+                let field = "credential.scope_ceiling";
+                require_to_raise(tx, &call, owner, field, |name| {
+                    credential.permits(&name.scope) && !before.permits(&name.scope)
+                })
+                .await?;
             }
             if !edits.is_empty() {
                 credential.revision += 1;

@@ -114,7 +114,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
         let elevation = mutate!(call, |tx| {
             let entitlement = store::entitlements::find(tx, id).await?;
             let own = own_principals(tx, &call).await?;
-            let entitlement = entitlement.filter(|it| own.contains(&it.principal));
+            let entitlement = entitlement.filter(|it| own.contains_key(&it.principal));
             let missing = || Error::not_found(request.entitlement.clone());
             let entitlement = entitlement.ok_or_else(missing)?;
             require_live(&entitlement, &call)?;
@@ -170,12 +170,12 @@ impl pb::elevation_service_server::ElevationService for Elevations {
         let answer = Decision::parse(&request.name, &request.reason, request.etag)?;
         let elevation = mutate!(call, |tx| {
             let (mut elevation, entitlement) = answer.find(tx, &call).await?;
-            let entitlement = entitlement.ok_or_else(|| {
-                let text = "has no entitlement any more";
-                Error::precondition(Reason::WrongState, elevation.name(), text)
-            })?;
             require_live(&entitlement, &call)?;
-            require_terms(&entitlement, elevation.duration_s, &elevation.ticket)?;
+            if require_terms(&entitlement, elevation.duration_s, &elevation.ticket).is_err() {
+                let text = "does not let that be asked for any more";
+                let name = entitlement.name();
+                return Err(Error::precondition(Reason::WrongState, name, text));
+            }
             require_entitled(tx, &call, &entitlement, elevation.requester).await?;
             begin(tx, &call, &entitlement, &mut elevation, &answer.reason).await?;
             elevation.touch();
@@ -214,11 +214,9 @@ impl pb::elevation_service_server::ElevationService for Elevations {
             if call.caller.account() != Some(elevation.requester)
                 && !is_approver(tx, &call, &elevation).await?
             {
-                call.require("elevations.write")?;
-                let found = roles::scopes(tx, &elevation.role).await?;
-                let field = "name";
-                call.require_to_grant(tx, &found, Some(call.now), field)
-                    .await?;
+                call.require(WRITE)?;
+                let until = Some(call.now);
+                roles::require_to_grant(tx, &call, &elevation.role, until, "name").await?;
             }
             convert::require_etag(&request.etag, elevation.revision, elevation.name())?;
             let state = elevation.state(call.now);
@@ -273,6 +271,9 @@ impl pb::elevation_service_server::ElevationService for Elevations {
     }
 }
 
+/// The scope of those who say who may ask, and who end what came of it.
+const WRITE: &str = "elevations.write";
+
 /// What somebody says to a request.
 struct Decision {
     id: ElevationId,
@@ -290,8 +291,8 @@ impl Decision {
         })
     }
 
-    /// The request, which has to wait for an answer that the caller may give; and its entitlement, if there is one.
-    async fn find(&self, db: &mut Read, call: &Call) -> Result<(Elevation, Option<Entitlement>)> {
+    /// The request, which has to wait for an answer that the caller may give; and its entitlement.
+    async fn find(&self, db: &mut Read, call: &Call) -> Result<(Elevation, Entitlement)> {
         let elevation = find_visible(db, call, self.id).await?;
         let not_approver = || Error::Denied {
             reason: Reason::NotApprover,
@@ -306,7 +307,7 @@ impl Decision {
         if state != State::Pending {
             return Err(wrong_state(&elevation, state));
         }
-        let entitlement = store::entitlements::find(db, elevation.entitlement).await?;
+        let entitlement = entitlements::find(db, elevation.entitlement).await?;
         Ok((elevation, entitlement))
     }
 }
@@ -321,6 +322,7 @@ async fn find_visible(db: &mut Read, call: &Call, id: ElevationId) -> Result<Ele
     let missing = || Error::not_found(format!("elevations/{}", id.0));
     let elevation = elevations::find(db, id).await?.ok_or_else(missing)?;
     let is_visible = call.caller.holds(READ)
+        || call.caller.holds(WRITE)
         || call.caller.account() == Some(elevation.requester)
         || is_approver(db, call, &elevation).await?;
     if is_visible {
@@ -335,7 +337,7 @@ async fn is_approver(db: &mut Read, call: &Call, elevation: &Elevation) -> Resul
         return Ok(false);
     };
     let own = own_principals(db, call).await?;
-    Ok(entitlement.approvers.iter().any(|it| own.contains(it)))
+    Ok(entitlement.approvers.iter().any(|it| own.contains_key(it)))
 }
 
 /// Whether two accounts stand for one person.
@@ -392,7 +394,7 @@ async fn require_entitled(
     let principals = groups::principals(db, requester, call.now).await?;
     let text = if !may_act {
         "is not active"
-    } else if !principals.contains(&entitlement.principal) {
+    } else if !principals.contains_key(&entitlement.principal) {
         "is not entitled any more"
     } else {
         return Ok(());
@@ -409,8 +411,13 @@ async fn begin(
     elevation: &mut Elevation,
     reason: &str,
 ) -> Result<()> {
-    let end = call.now.plus_s(elevation.duration_s);
-    let end = entitlement.expire_time.map_or(end, |over| over.min(end));
+    let principals = groups::principals(tx, elevation.requester, call.now).await?;
+    let ends = [
+        Some(call.now.plus_s(elevation.duration_s)),
+        entitlement.expire_time,
+        principals.get(&entitlement.principal).copied(),
+    ];
+    let end = ends.into_iter().flatten().min().unwrap_or(call.now);
     let grant = Grant {
         id: GrantId(call.new_uuid()),
         revision: 1,
@@ -423,7 +430,7 @@ async fn begin(
         expire_time: Some(end),
         elevation: Some(elevation.id),
     };
-    give::insert(tx, &grant).await?;
+    give::insert(tx, call, &grant).await?;
     elevation.begin(call.by(), reason.to_owned(), grant.id, end, call.now);
     Ok(())
 }

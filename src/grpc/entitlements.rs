@@ -1,5 +1,7 @@
 //! Entitlements: the half of ElevationService that says who may ask for what.
 
+use std::collections::BTreeMap;
+
 use super::{
     call::{Call, mutate},
     convert, grants as give,
@@ -88,7 +90,7 @@ pub(super) async fn get(
     let entitlement = find(&mut db, id).await?;
     if !call.caller.holds(READ) {
         let own = own_principals(&mut db, call).await?;
-        let is_own = |principal: &PrincipalId| own.contains(principal);
+        let is_own = |principal: &PrincipalId| own.contains_key(principal);
         if !is_own(&entitlement.principal) && !entitlement.approvers.iter().any(is_own) {
             return Err(Error::not_found(entitlement.name()));
         }
@@ -113,7 +115,7 @@ pub(super) async fn list(
             own.retain(|it| {
                 let is_asked = query.principal.is_none_or(|asked| asked == it.principal)
                     && query.role.as_ref().is_none_or(|role| *role == it.role);
-                is_asked && here.contains(&it.principal) && it.id.0 > after
+                is_asked && here.contains_key(&it.principal) && it.id.0 > after
             });
             own.sort_by_key(|it| it.id);
             own.truncate(usize::try_from(limit + 1).unwrap_or(usize::MAX));
@@ -188,7 +190,10 @@ pub(super) async fn find(db: &mut Read, id: EntitlementId) -> Result<Entitlement
 }
 
 /// Who the caller is: itself, and the groups it is in.
-pub(super) async fn own_principals(db: &mut Read, call: &Call) -> Result<Vec<PrincipalId>> {
+pub(super) async fn own_principals(
+    db: &mut Read,
+    call: &Call,
+) -> Result<BTreeMap<PrincipalId, Timestamp>> {
     let account = call.caller.account();
     let account = account.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
     Ok(groups::principals(db, account, call.now).await?)
@@ -201,9 +206,8 @@ async fn require_to_entitle(
     entitlement: &Entitlement,
     until: Option<Timestamp>,
 ) -> Result<()> {
-    let found = roles::scopes(db, &entitlement.role).await?;
     let field = "entitlement.expire_time";
-    call.require_to_grant(db, &found, until, field).await
+    roles::require_to_grant(db, call, &entitlement.role, until, field).await
 }
 
 /// Who may agree has the role in hand: they have to be there, and be nobody greater than the caller; and codes that

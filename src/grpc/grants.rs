@@ -79,7 +79,7 @@ impl pb::grant_service_server::GrantService for Grants {
             require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
             groups::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
-            insert(tx, &grant).await?;
+            insert(tx, &call, &grant).await?;
             append_event(tx, &call, &grant, &[]).await?;
             shown(&grant)
         })?;
@@ -200,9 +200,9 @@ async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
 }
 
 /// Gives somebody more: within the limit, and with what was begun for them when it was less void.
-pub(super) async fn insert(tx: &mut Write, grant: &Grant) -> Result<()> {
+pub(super) async fn insert(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> {
     let principal = grant.principal;
-    if grants::count_of(tx, principal).await? >= MAX_GRANTS {
+    if grants::count_of(tx, principal, call.now).await? >= MAX_GRANTS {
         let text = format!("has {MAX_GRANTS} grants, which is the limit");
         let name = principal.to_string();
         return Err(Error::precondition(Reason::LimitReached, name, text));
@@ -249,12 +249,14 @@ async fn require_to_grant(
     permission: &Permission,
     until: Option<Timestamp>,
 ) -> Result<()> {
-    let found = match permission {
-        Permission::Scope(name) => vec![scopes::find(db, name).await?],
-        Permission::Role(id) => roles::scopes(db, id).await?,
-    };
-    call.require_to_grant(db, &found, until, "grant.expire_time")
-        .await
+    let field = "grant.expire_time";
+    match permission {
+        Permission::Role(id) => roles::require_to_grant(db, call, id, until, field).await,
+        Permission::Scope(name) => {
+            let found = [scopes::find(db, name).await?];
+            call.require_to_grant(db, &found, until, field).await
+        }
+    }
 }
 
 /// Whoever is to hold a grant, `users/me` included.

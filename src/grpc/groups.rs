@@ -125,7 +125,7 @@ impl pb::group_service_server::GroupService for Groups {
             convert::require_etag(&request.etag, group.revision, id)?;
             let is_granter = catalogue::granters(tx).await?.contains(&id.to_string());
             let is_named = entitlements::is_named(tx, id.into()).await?;
-            if is_granter || is_named || grants::count_of(tx, id.into()).await? > 0 {
+            if is_granter || is_named || grants::count_of(tx, id.into(), call.now).await? > 0 {
                 let text = "has grants or an entitlement, or may grant a scope or agree to one";
                 return Err(Error::precondition(Reason::InUse, id.to_string(), text));
             }
@@ -172,9 +172,10 @@ impl pb::group_service_server::GroupService for Groups {
             require_to_change(tx, &call, group, end).await?;
             require_present(tx, &call, member).await?;
             call.require_power_over(tx, member).await?;
-            match known {
+            require_order(tx, &call, group, member).await?;
+            match &known {
                 Some(known) => membership.create_time = known.create_time,
-                None => require_room(tx, &call, group, member).await?,
+                None => require_room(tx, member).await?,
             }
             give::void_begun(tx, member).await?;
             groups::put_member(tx, &membership).await?;
@@ -288,17 +289,13 @@ async fn require_to_change(
     for name in grants::power(db, group.into(), None, call.now).await? {
         found.push(scopes::find(db, &name).await?);
     }
-    call.require_to_grant(db, &found, until, "expire_time")
-        .await
+    let field = "expire_time";
+    call.require_to_grant(db, &found, until, field).await?;
+    let names = grants::names(db, group.into(), call.now).await?;
+    call.require_to_appoint(db, &names, until, field).await
 }
 
-/// Refuses what would go round in a circle, too deep, or into too many groups.
-async fn require_room(
-    db: &mut Read,
-    call: &Call,
-    group: GroupId,
-    member: PrincipalId,
-) -> Result<()> {
+async fn require_room(db: &mut Read, member: PrincipalId) -> Result<()> {
     if groups::count_of(db, member).await? >= MAX_MEMBERSHIPS {
         let text = format!("is in {MAX_MEMBERSHIPS} groups, which is the limit");
         return Err(Error::precondition(
@@ -307,6 +304,17 @@ async fn require_room(
             text,
         ));
     }
+    Ok(())
+}
+
+/// Refuses what would go round in a circle, or too deep; also for a membership that was over, since others may have
+/// begun meanwhile.
+async fn require_order(
+    db: &mut Read,
+    call: &Call,
+    group: GroupId,
+    member: PrincipalId,
+) -> Result<()> {
     let PrincipalId::Group(inner) = member else {
         return Ok(());
     };

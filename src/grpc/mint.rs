@@ -1,6 +1,10 @@
 //! Every access token is made here, and nowhere else.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use super::{call::Call, convert, pb};
 use crate::{
@@ -129,7 +133,7 @@ pub(super) async fn entitled(
     let holdings = grants::holdings(&mut db, principal, Some(audience), call.now).await?;
     let held = holdings.held(audience, call.now);
     // Of our own none is: the RPCs ask for themselves.
-    let sensitive = if audience == OWN_AUDIENCE || held.scopes.is_empty() {
+    let sensitive = if audience == OWN_AUDIENCE || held.is_empty() {
         BTreeSet::new()
     } else {
         scopes::sensitive(&mut db, audience).await?
@@ -145,15 +149,14 @@ pub(super) fn allowance(
     Entitled { held, sensitive }: &Entitled,
     limits: &Limits<'_>,
 ) -> Allowance {
-    let ends: Vec<Option<Timestamp>> = limits.ends.iter().copied().chain([held.end_time]).collect();
     let grounds = Grounds {
         requested,
-        granted: &held.scopes,
+        granted: held,
         sensitive,
         shortfall: limits.shortfall,
         bar: limits.bar,
         ceilings: &limits.ceilings,
-        ends: &ends,
+        ends: &limits.ends,
     };
     let lifetime_s = call.app().config.tokens.access_token_lifetime_s;
     grounds.decide(call.now, lifetime_s)
@@ -192,7 +195,7 @@ pub(super) fn token(
         account: bearer.claims,
     };
     let access_token = app.keyring.load().sign(&claims).map_err(Error::Internal)?;
-    require_size(call, &access_token, &entitled.held.sources, bearer.account)?;
+    require_size(call, &access_token, &scopes, &entitled.held, bearer.account)?;
     Ok(pb::TokenSet {
         access_token,
         token_type: "Bearer".to_owned(),
@@ -214,18 +217,26 @@ pub(super) fn token(
 fn require_size(
     call: &Call,
     access_token: &str,
-    sources: &[(String, usize)],
+    scopes: &[String],
+    held: &Held,
     account: AccountId,
 ) -> Result<()> {
     let max = call.app().config.tokens.max_bytes;
     if access_token.len() <= max {
         return Ok(());
     }
+    let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
+    for scope in scopes {
+        let by = held.get(scope).map_or("", |by| by.permission.as_str());
+        *parts.entry(by).or_default() += scope.len() + 1;
+    }
+    let mut parts = Vec::from_iter(parts);
+    parts.sort_by_key(|(_, bytes)| Reverse(*bytes));
     let mut text = format!(
         "would get a token of {} bytes, and {max} is the limit: ask for fewer scopes",
         access_token.len()
     );
-    for (name, bytes) in sources.iter().take(3) {
+    for (name, bytes) in parts.iter().take(3) {
         // Writing to a String cannot fail.
         let _ = write!(text, "; {name} has {bytes} bytes of them");
     }

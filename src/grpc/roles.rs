@@ -19,6 +19,7 @@ use crate::{
         },
         scope::{Scope, ScopeName},
         text,
+        time::Timestamp,
     },
     store::{
         db::{Read, Write},
@@ -58,7 +59,7 @@ impl pb::role_service_server::RoleService for Roles {
                 let text = format!("has {MAX_ROLES} roles, which is the limit");
                 return Err(Error::precondition(Reason::LimitReached, "roles", text));
             }
-            require_to_grant(tx, &call, role.scopes.iter()).await?;
+            require_to_change(tx, &call, role.scopes.iter()).await?;
             roles::insert(tx, &role).await?;
             append_event(tx, &call, &role, &given).await?;
             shown(&role)
@@ -128,7 +129,7 @@ impl pb::role_service_server::RoleService for Roles {
             }
             if role != before {
                 let changed = role.scopes.symmetric_difference(&before.scopes);
-                require_to_grant(tx, &call, changed).await?;
+                require_to_change(tx, &call, changed).await?;
                 if !role.scopes.is_subset(&before.scopes) {
                     roles::void_begun(tx, id).await?;
                 }
@@ -148,7 +149,7 @@ impl pb::role_service_server::RoleService for Roles {
         mutate!(call, |tx| {
             let role = find_current(tx, id, &request.etag).await?;
             let is_granter = catalogue::granters(tx).await?.contains(&role.name());
-            if is_granter || roles::is_used(tx, id).await? {
+            if is_granter || roles::is_used(tx, id, call.now).await? {
                 let text = "is granted to somebody or may be asked for, or may grant a scope";
                 return Err(Error::precondition(Reason::InUse, role.name(), text));
             }
@@ -168,13 +169,22 @@ pub(super) async fn find(db: &mut Read, id: &str) -> Result<Role> {
     found.ok_or_else(|| Error::not_found(format!("roles/{id}")))
 }
 
-/// What a role comes to, as the catalogue has it.
-pub(super) async fn scopes(db: &mut Read, id: &str) -> Result<Vec<Scope>> {
+/// Refuses unless the caller may give a role, or take it back, for that long: all it comes to, and what the catalogue
+/// lets its holders grant.
+pub(super) async fn require_to_grant(
+    db: &mut Read,
+    call: &Call,
+    id: &str,
+    until: Option<Timestamp>,
+    field: &str,
+) -> Result<()> {
     let role = find(db, id).await?;
     let own = role.scopes.iter().filter(|name| name.is_own());
     let mut found: Vec<Scope> = own.map(|name| Scope::built_in(&name.scope)).collect();
     found.extend(catalogue::of_role(db, id).await?);
-    Ok(found)
+    call.require_to_grant(db, &found, until, field).await?;
+    let names = BTreeSet::from([role.name()]);
+    call.require_to_appoint(db, &names, until, field).await
 }
 
 async fn find_current(db: &mut Read, id: &str, etag: &str) -> Result<Role> {
@@ -195,7 +205,7 @@ fn require_made(id: &str) -> Result<()> {
 }
 
 /// Refuses unless the caller may grant each of these, without end, to whoever holds the role.
-async fn require_to_grant(
+async fn require_to_change(
     db: &mut Read,
     call: &Call,
     names: impl Iterator<Item = &ScopeName> + Send,

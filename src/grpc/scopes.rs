@@ -57,7 +57,9 @@ impl pb::scope_service_server::ScopeService for Scopes {
                 let text = format!("has {MAX_SCOPES} scopes, which is the limit");
                 return Err(Error::precondition(Reason::LimitReached, "scopes", text));
             }
-            require_granters(tx, &scope).await?;
+            if !scope.grantable_by.is_empty() {
+                require_granters(tx, &call, &scope).await?;
+            }
             scopes::insert(tx, &scope).await?;
             append_event(tx, &call, &scope, &given).await?;
             shown(&scope)
@@ -127,7 +129,9 @@ impl pb::scope_service_server::ScopeService for Scopes {
                 scope.edit(edit);
             }
             if scope != before {
-                require_granters(tx, &scope).await?;
+                if scope.grantable_by != before.grantable_by {
+                    require_granters(tx, &call, &scope).await?;
+                }
                 scope.touch(call.now);
                 scopes::update(tx, &scope).await?;
                 append_event(tx, &call, &scope, &paths).await?;
@@ -143,7 +147,7 @@ impl pb::scope_service_server::ScopeService for Scopes {
         require_made(&name)?;
         mutate!(call, |tx| {
             let scope = find_current(tx, &name, &request.etag).await?;
-            if scopes::is_used(tx, &name).await? {
+            if scopes::is_used(tx, &name, call.now).await? {
                 let text = "is in a role, or somebody is granted it";
                 return Err(Error::precondition(Reason::InUse, name.to_string(), text));
             }
@@ -180,8 +184,12 @@ fn require_made(name: &ScopeName) -> Result<()> {
     Ok(())
 }
 
-/// The roles that are to grant it have to be there; accounts may come and go.
-async fn require_granters(db: &mut Read, scope: &Scope) -> Result<()> {
+/// The roles that are to grant it have to be there; accounts may come and go. Since it is for good, so has to be what
+/// lets the caller say so.
+async fn require_granters(db: &mut Read, call: &Call, scope: &Scope) -> Result<()> {
+    let maintains = [Scope::built_in("access.write")];
+    let field = "scope.grantable_by";
+    call.require_to_grant(db, &maintains, None, field).await?;
     for name in &scope.grantable_by {
         if let Some(id) = role::parse_name(name) {
             roles::find(db, id).await?;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tonic::{Request, Response};
 
 use super::{
-    Reply,
+    Reply, accounts,
     call::{Call, mutate},
-    convert, pb, seals,
+    convert, pb, scopes, seals,
 };
 use crate::{
     app::App,
@@ -18,7 +18,8 @@ use crate::{
         filter,
         name::{self, SystemAccountId, UserId},
         network::{self, MAX_CIDRS},
-        page, scope,
+        page,
+        scope::{self, ScopeName},
         system_account::{Edit, Kind, MAX_DESCRIPTION, MAX_LIST, SystemAccount, WRITABLE},
         text,
         time::Timestamp,
@@ -27,7 +28,7 @@ use crate::{
     },
     store::{
         db::{Read, Write},
-        events,
+        events, grants,
         system_accounts::{self, Cursor, Query},
         users,
     },
@@ -69,6 +70,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         }
         let account = mutate!(call, |tx| {
             require_owner(tx, owner, call.now).await?;
+            accounts::require_free(tx, account.id.into()).await?;
             system_accounts::insert(tx, &account).await?;
             events::append(tx, &call.event().about_account(account.id)).await?;
             shown(&account, &call)
@@ -136,9 +138,16 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             if edits.is_empty() {
                 shown(&account, &call)
             } else {
+                let before = account.limits.clone();
                 for edit in edits.clone() {
                     account.edit(edit);
                 }
+                let limits = &account.limits;
+                let field = "system_account.scope_ceiling";
+                require_to_raise(tx, &call, id, field, |name| {
+                    limits.permit(name) && !before.permit(name)
+                })
+                .await?;
                 let event = call.event().about_account(id);
                 store(tx, &call, account, event.changed(paths.iter().copied())).await?
             }
@@ -348,6 +357,23 @@ fn kind(kind: pb::system_account::Kind) -> Result<Kind, String> {
 fn owner(call: &Call, name: &str) -> Result<UserId, String> {
     call.user("owner", name)
         .map_err(|_| "is required: users/{uid}".to_owned())
+}
+
+/// Whoever raises a ceiling gives what is granted above it: refuses unless the caller may.
+pub(super) async fn require_to_raise(
+    db: &mut Read,
+    call: &Call,
+    id: SystemAccountId,
+    field: &str,
+    lets_through: impl Fn(&ScopeName) -> bool,
+) -> Result<()> {
+    let mut found = Vec::new();
+    for name in grants::power(db, id.into(), None, call.now).await? {
+        if lets_through(&name) {
+            found.push(scopes::find(db, &name).await?);
+        }
+    }
+    call.require_to_grant(db, &found, None, field).await
 }
 
 fn is_set(path: &str, account: &pb::SystemAccount) -> bool {

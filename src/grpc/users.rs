@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tonic::{Request, Response};
 
 use super::{
-    Reply,
+    Reply, accounts,
     call::{Call, mutate},
     contact_fields, contacts, convert, pb, secrets,
 };
@@ -123,7 +123,7 @@ impl pb::user_service_server::UserService for Users {
         };
         let user = mutate!(call, isolation, |tx| {
             if is_chosen {
-                users::require_free(tx, user.id).await?;
+                accounts::require_free(tx, user.id.into()).await?;
             }
             users::insert(tx, &user).await?;
             if let Some(hash) = &hash {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     db::{Read, Write},
     error::Result,
-    groups::above,
+    groups::above_now,
     sql::{Row, account_kind, sql},
 };
 use crate::domain::{
@@ -100,14 +100,16 @@ pub async fn list(
             seen_by: Some(account),
             ..
         } => sql!(
-            above!(),
+            above_now!(),
             "SELECT ",
             columns!(),
             " FROM elevations v
               WHERE (v.requester_id = $1 AND v.requester_kind = $2 OR EXISTS (
                     SELECT 1 FROM entitlement_approvers p
                     WHERE p.entitlement_id = v.entitlement_id
-                        AND (p.principal_id = $1 OR p.principal_id IN (SELECT id FROM above))))
+                        AND (p.principal_id = $1 AND p.principal_kind = $2
+                            OR p.principal_kind = 'group'
+                                AND p.principal_id IN (SELECT id FROM above))))
                 AND (v.requester_id = $4 AND v.requester_kind = $5 OR $4 IS NULL)
                 AND (v.entitlement_id = $6 OR $6 IS NULL)
                 AND (CASE WHEN v.next_time > $3 OR v.next_time IS NULL THEN v.state

@@ -129,6 +129,28 @@ pub async fn power(
     Ok(power)
 }
 
+/// Every name that a principal goes by, is going to, or may ask for: its own, of the groups it is in, and of roles.
+pub async fn names(
+    db: &mut Read,
+    principal: PrincipalId,
+    now: Timestamp,
+) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::from([principal.to_string()]);
+    let groups = groups::memberships(db, principal, now).await?;
+    names.extend(groups.iter().map(|membership| membership.group.to_string()));
+    let granted = holdings(db, principal, None, now).await?.grants;
+    let granted = granted.iter().map(|grant| &grant.permission);
+    let roles = granted.filter(|it| matches!(it, Permission::Role(_)));
+    names.extend(roles.map(Permission::name));
+    let asked_for = entitlements::roles_of(db, principal, now).await?;
+    names.extend(
+        asked_for
+            .into_iter()
+            .map(|role| Permission::Role(role).name()),
+    );
+    Ok(names)
+}
+
 macro_rules! with_scope_of_role {
     () => {
         ", r.audience AS role_audience, r.scope AS role_scope"
@@ -204,12 +226,16 @@ async fn list_of_audience(
     db.all(sql, grant_and_scope).await
 }
 
-/// How many grants a principal itself has, over or not.
-pub async fn count_of(db: &mut Read, principal: PrincipalId) -> Result<i64> {
-    let sql =
-        sql!("SELECT COUNT(*) AS n FROM grants WHERE principal_id = $1 AND principal_kind = $2")
-            .bind(principal)
-            .bind(principal_kind(principal));
+/// How many grants a principal itself has that are not over.
+pub async fn count_of(db: &mut Read, principal: PrincipalId, now: Timestamp) -> Result<i64> {
+    let sql = sql!(
+        "SELECT COUNT(*) AS n FROM grants
+         WHERE principal_id = $1 AND principal_kind = $2
+            AND (expire_time > $3 OR expire_time IS NULL)"
+    )
+    .bind(principal)
+    .bind(principal_kind(principal))
+    .bind(now);
     db.one(sql, |row| row.get("n")).await
 }
 

@@ -3,6 +3,8 @@
 //! Invariant: what goes from group to group reads memberships by an index only, one step at a time; a group
 //! that is met twice is looked at once, so a circle ends.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -44,6 +46,23 @@ macro_rules! above {
     };
 }
 pub(super) use above;
+
+/// The same, but only those that it is in at `$3`.
+macro_rules! above_now {
+    () => {
+        "WITH RECURSIVE above (id) AS (
+            SELECT m.group_id FROM group_members m
+            WHERE m.member_id = $1 AND m.member_kind = $2
+                AND (m.start_time <= $3 OR m.start_time IS NULL)
+                AND (m.expire_time > $3 OR m.expire_time IS NULL)
+            UNION
+            SELECT m.group_id FROM above CROSS JOIN group_members m
+            WHERE m.member_id = above.id AND m.member_kind = 'group'
+                AND (m.start_time <= $3 OR m.start_time IS NULL)
+                AND (m.expire_time > $3 OR m.expire_time IS NULL)) "
+    };
+}
+pub(super) use above_now;
 
 /// The rest of `WITH RECURSIVE below (id) AS (` and what finds the first: all groups that are in those.
 macro_rules! and_below {
@@ -155,9 +174,10 @@ pub async fn update(db: &mut Write, group: &Group) -> Result<()> {
     db.execute(sql).await.map(drop)
 }
 
-/// Removes a group, who is in it, and it from the groups it is in.
+/// Removes a group, who is in it, it from the groups it is in, and what grants of it are over.
 pub async fn delete(db: &mut Write, id: GroupId) -> Result<()> {
     leave_all(db, id.into()).await?;
+    super::grants::delete_all(db, id.into()).await?;
     let sql = sql!("DELETE FROM groups WHERE id = $1").bind(id);
     db.execute(sql).await.map(drop)
 }
@@ -270,15 +290,18 @@ pub async fn memberships(
     db.all(sql, membership).await
 }
 
-/// Whom an account acts as now: itself and the groups it is in.
+/// Whom an account acts as now, and until when: itself and the groups it is in.
 pub async fn principals(
     db: &mut Read,
     account: AccountId,
     now: Timestamp,
-) -> Result<Vec<PrincipalId>> {
+) -> Result<BTreeMap<PrincipalId, Timestamp>> {
     let memberships = memberships(db, account.into(), now).await?;
     let in_effect = memberships.iter().filter(|it| it.is_in_effect(now));
-    Ok(group::ways(account.into(), in_effect).into_keys().collect())
+    let ways = group::ways(account.into(), in_effect).into_iter();
+    Ok(ways
+        .map(|(principal, way)| (principal, way.end_time))
+        .collect())
 }
 
 /// How many groups there are in one another from this one outwards, itself among them, but for what is over;

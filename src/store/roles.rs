@@ -14,6 +14,7 @@ use crate::domain::{
     error::{self, Error},
     role::Role,
     scope::ScopeName,
+    time::Timestamp,
 };
 
 /// The one place that says how a row becomes a role, whose scopes are rows of their own.
@@ -143,13 +144,14 @@ async fn insert_scopes(db: &mut Write, role: &Role) -> Result<()> {
     db.insert_all(role.scopes.iter().map(row).collect()).await
 }
 
-/// Whether somebody is granted it, or may ask for it.
-pub async fn is_used(db: &mut Read, id: &str) -> Result<bool> {
+/// Whether somebody is granted it, and that is not over, or may ask for it.
+pub async fn is_used(db: &mut Read, id: &str, now: Timestamp) -> Result<bool> {
     let sql = sql!(
-        "SELECT EXISTS (SELECT 1 FROM grants WHERE role = $1)
+        "SELECT EXISTS (
+                SELECT 1 FROM grants WHERE role = $1 AND (expire_time > $2 OR expire_time IS NULL))
             OR EXISTS (SELECT 1 FROM entitlements WHERE role = $1) AS used"
     );
-    db.one(sql.bind(id), |row| row.get("used")).await
+    db.one(sql.bind(id).bind(now), |row| row.get("used")).await
 }
 
 pub async fn delete(db: &mut Write, id: &str) -> Result<()> {

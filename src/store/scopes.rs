@@ -12,6 +12,7 @@ use super::{
 use crate::domain::{
     error::{self, Error},
     scope::{Scope, ScopeName},
+    time::Timestamp,
 };
 
 macro_rules! columns {
@@ -135,14 +136,31 @@ pub async fn update(db: &mut Write, scope: &Scope) -> Result<()> {
     db.execute(sql).await.map(drop)
 }
 
-/// Whether a role has it or somebody is granted it.
-pub async fn is_used(db: &mut Read, name: &ScopeName) -> Result<bool> {
+/// Whether a role has it, or somebody is granted it and that is not over.
+pub async fn is_used(db: &mut Read, name: &ScopeName, now: Timestamp) -> Result<bool> {
     let sql = sql!(
         "SELECT EXISTS (SELECT 1 FROM role_scopes WHERE audience = $1 AND scope = $2)
-             OR EXISTS (SELECT 1 FROM grants WHERE scope = $2 AND audience = $1) AS used"
+            OR EXISTS (
+                SELECT 1 FROM grants WHERE scope = $2 AND audience = $1
+                    AND (expire_time > $3 OR expire_time IS NULL)) AS used"
     );
-    let sql = sql.bind(name.audience.as_str()).bind(name.scope.as_str());
+    let sql = sql
+        .bind(name.audience.as_str())
+        .bind(name.scope.as_str())
+        .bind(now);
     db.one(sql, |row| row.get("used")).await
+}
+
+/// The scopes that somebody who goes by one of these names may grant without holding them.
+pub async fn granted_by(db: &mut Read, names: &BTreeSet<String>) -> Result<Vec<Scope>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        " FROM scopes s WHERE s.audience > $1 AND s.grantable_by <> '[]'"
+    );
+    let mut found = db.all(sql.bind(""), scope).await?;
+    found.retain(|scope| scope.grantable_by.iter().any(|name| names.contains(name)));
+    Ok(found)
 }
 
 /// The names of all who may grant a scope without holding it.

@@ -11,7 +11,7 @@ use crate::{
     harness::{
         Actor, Engine, Server, SignedIn, assert_refused, fields_of, grant_request, on_both_engines,
     },
-    roles,
+    roles, scopes,
 };
 
 const KEYS: &str = "scopes/accountd:keys.read";
@@ -206,6 +206,7 @@ on_both_engines! {
             ..wish(&rule)
         }).await.expect("asked");
         assert_eq!((asked.state(), &*asked.role, &*asked.requester, &*asked.ticket), (State::Pending, KEEPER, ann.name(), "OPS-7"));
+        refreshed(&server, &mut ann).await;
         assert!(!may_see_keys(&ann.actor).await && asked.grant.is_empty());
         let begun = approve(&bob.actor, &asked).await.expect("approved");
         assert_eq!((begun.state(), &*begun.decided_by, &*begun.decide_reason), (State::Active, bob.name(), "go ahead"));
@@ -327,10 +328,29 @@ on_both_engines! {
         for person in [ann.name(), bob.name()] {
             assert_refused(reset_code(&weak, person).await, Reason::TargetOutranksCaller);
         }
-        assert_refused(end(&weak, &asked).await, Reason::NotFound);
+        assert_refused(end(&weak, &asked).await, Reason::ScopeNotHeld);
         approve(&bob.actor, &asked).await.expect("by the inner group");
         assert_refused(groups::delete(&operator, &approvers).await, Reason::InUse);
         assert_refused(roles::delete(&operator, KEEPER).await, Reason::InUse);
+    }
+
+    async fn nobody_gets_downstream_power_by_the_account_of_one_who_may_agree(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = stage(&server).await;
+        let pay = pb::Scope { grantable_by: vec!["roles/operator".to_owned()], ..scopes::scope("scopes/bank:pay") };
+        scopes::create(&operator, pay).await.expect("made");
+        let made = roles::create(&operator, roles::role("roles/payer", &["scopes/bank:pay"])).await;
+        made.expect("made");
+        let weak = server.system_account(&["scopes/accountd:credentials.reset"]).await;
+        for person in [ann.name(), bob.name()] {
+            reset_code(&weak, person).await.expect("somebody without power");
+        }
+        let payer = pb::Entitlement { role: "roles/payer".to_owned(), ..entitlement(ann.name(), &[bob.name()]) };
+        entitle(&operator, payer).await.expect("entitled");
+        for person in [ann.name(), bob.name()] {
+            assert_refused(reset_code(&weak, person).await, Reason::TargetOutranksCaller);
+            reset_code(&operator, person).await.expect("may grant it");
+        }
     }
 
     async fn codes_made_before_somebody_could_ask_or_agree_are_void(engine: Engine) {
@@ -398,7 +418,7 @@ on_both_engines! {
         groups::add(&operator, &crew, ann.name()).await.expect("added");
         let narrow = pb::Entitlement { max_duration: Some(Duration { seconds: 60, nanos: 0 }), etag: String::new(), ..rule.clone() };
         let rule = update(&operator, narrow, &["max_duration"]).await.expect("narrower");
-        assert_eq!(fields_of(approve(&bob.actor, &asked).await), ["duration"]);
+        assert_refused(approve(&bob.actor, &asked).await, Reason::WrongState);
         end(&operator, &asked).await.expect("taken back");
 
         // Too late.
@@ -595,6 +615,58 @@ on_both_engines! {
         jobs::sweep(&server.running.app).await.expect("swept");
         let auditor = server.system_account(&["roles/auditor"]).await;
         assert!(list(&auditor, "").await.is_empty(), "forgotten");
+    }
+
+    async fn nobody_sees_or_answers_before_their_time(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = stage(&server).await;
+        let approvers = groups::create(&operator, "Approvers").await;
+        let start = server.now().seconds() + 100;
+        groups::add_for(&operator, &approvers, bob.name(), (Some(start), None)).await.expect("from then on");
+        let rule = entitle(&operator, entitlement(ann.name(), &[&approvers])).await.expect("entitled");
+        let asked = ask(&ann.actor, wish(&rule)).await.expect("asked");
+        assert!(list(&bob.actor, "").await.is_empty());
+        assert_refused(get(&bob.actor, &asked.name).await, Reason::NotFound);
+        assert_refused(approve(&bob.actor, &asked).await, Reason::NotFound);
+        server.advance_s(100);
+        assert_eq!(list(&bob.actor, "").await, std::slice::from_ref(&asked.name));
+        approve(&bob.actor, &asked).await.expect("now");
+    }
+
+    async fn an_elevation_ends_with_the_membership_it_was_asked_for_by(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, _) = stage(&server).await;
+        let crew = groups::create(&operator, "Crew").await;
+        let end = server.now().seconds() + 100;
+        groups::add_for(&operator, &crew, ann.name(), (None, Some(end))).await.expect("for a while");
+        let rule = entitle(&operator, entitlement(&crew, &[])).await.expect("entitled");
+        let begun = ask(&ann.actor, wish(&rule)).await.expect("asked");
+        assert_eq!(begun.expire_time, Some(at(&server, 100)));
+    }
+
+    async fn a_retry_asks_once_and_a_stale_answer_counts_for_nothing(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = stage(&server).await;
+        let rule = entitle(&operator, entitlement(ann.name(), &[bob.name()])).await.expect("entitled");
+        let wish = pb::RequestElevationRequest {
+            request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
+            ..wish(&rule)
+        };
+        let dry = pb::RequestElevationRequest { request_id: String::new(), validate_only: true, ..wish.clone() };
+        ask(&ann.actor, dry).await.expect("could be");
+        let asked = ask(&ann.actor, wish.clone()).await.expect("asked");
+        assert_eq!(ask(&ann.actor, wish).await.expect("a retry"), asked);
+        assert_eq!(list(&ann.actor, "").await.len(), 1);
+        let stale = pb::ApproveElevationRequest { name: asked.name.clone(), etag: "r9".to_owned(), ..Default::default() };
+        assert_refused(bob.actor.elevations().approve_elevation(stale).await, Reason::EtagMismatch);
+        let stale = pb::DenyElevationRequest { name: asked.name.clone(), etag: "r9".to_owned(), ..Default::default() };
+        assert_refused(bob.actor.elevations().deny_elevation(stale).await, Reason::EtagMismatch);
+        let stale = pb::EndElevationRequest { name: asked.name, etag: "r9".to_owned(), ..Default::default() };
+        assert_refused(ann.actor.elevations().end_elevation(stale).await, Reason::EtagMismatch);
+        let stale = pb::DeleteEntitlementRequest { name: rule.name.clone(), etag: "r9".to_owned(), ..Default::default() };
+        assert_refused(operator.elevations().delete_entitlement(stale).await, Reason::EtagMismatch);
+        let stale = pb::Entitlement { etag: "r9".to_owned(), description: "x".to_owned(), ..rule };
+        assert_refused(update(&operator, stale, &["description"]).await, Reason::EtagMismatch);
     }
 
     async fn an_entitlement_never_comes_to_need_nobody(engine: Engine) {

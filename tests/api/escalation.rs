@@ -2,15 +2,17 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use accountd::{domain::error::Reason, grpc::pb};
+use accountd::{domain::error::Reason, grpc::pb, jobs};
 use tokio::task::JoinSet;
 
 use crate::{
     credentials::{redeem, reset_code},
+    elevations,
     harness::{
         Actor, Engine, Refusal as _, Server, assert_refused, fields_of, grant_request,
         on_both_engines, password,
     },
+    scopes,
 };
 
 on_both_engines! {
@@ -153,6 +155,52 @@ on_both_engines! {
         let forever = elevated.grants().create_grant(grant_request(&account.name, "roles/operator")).await;
         assert_eq!(fields_of(forever), ["grant.expire_time"]);
         elevated.grants().create_grant(request).await.expect("as long as it is held");
+    }
+
+    async fn what_is_borrowed_leaves_nothing_behind(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        for name in ["scopes/bank:pay", "scopes/bank:audit"] {
+            scopes::create(&operator, scopes::scope(name)).await.expect(name);
+        }
+        let (account, secret) = server.create_system_account(&[]).await;
+        let end = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        let mut request = grant_request(&account.name, "roles/operator");
+        request.grant.as_mut().expect("set").expire_time = Some(end);
+        operator.grants().create_grant(request).await.expect("for a minute");
+        let borrower = server.client(&account.uid, &secret).await;
+        // Neither a scope that whoever maintains the catalogue may grant, nor the right to grant one for good.
+        let forever = borrower.grants().create_grant(grant_request(&account.name, "scopes/bank:pay")).await;
+        assert_eq!(fields_of(forever), ["grant.expire_time"]);
+        let mut brief = grant_request(&account.name, "scopes/bank:pay");
+        brief.grant.as_mut().expect("set").expire_time = Some(end);
+        borrower.grants().create_grant(brief).await.expect("as long as it is held");
+        let own = pb::Scope { grantable_by: vec![account.name.clone()], ..scopes::scope("scopes/bank:audit") };
+        assert_eq!(fields_of(scopes::update(&borrower, own.clone(), &["grantable_by"]).await), ["scope.grantable_by"]);
+        let new = pb::Scope { name: "scopes/bank:new".to_owned(), ..own };
+        assert_eq!(fields_of(scopes::create(&borrower, new).await), ["scope.grantable_by"]);
+    }
+
+    async fn nobody_is_born_as_somebody_who_is_gone(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = elevations::stage(&server).await;
+        elevations::entitle(&operator, elevations::entitlement(ann.name(), &[bob.name()])).await.expect("entitled");
+        let granter = server.user("granter").await;
+        let pay = pb::Scope { grantable_by: vec![granter.name.clone()], ..scopes::scope("scopes/bank:pay") };
+        scopes::create(&operator, pay).await.expect("made");
+        for name in [bob.name(), &granter.name] {
+            let request = pb::DeleteUserRequest { name: name.to_owned(), ..Default::default() };
+            operator.users().delete_user(request).await.expect("deleted");
+        }
+        server.advance_s(server.running.app.config.retention.deleted_accounts_s + 1);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let operator = server.operator().await;
+        for name in [bob.name(), &granter.name] {
+            assert_refused(operator.get_user(name).await, Reason::NotFound);
+            let id = name.trim_start_matches("users/").to_owned();
+            let request = pb::CreateUserRequest { user: Some(pb::User::default()), user_id: id, ..Default::default() };
+            assert_refused(operator.users().create_user(request).await, Reason::AlreadyExists);
+        }
     }
 
     async fn a_reset_code_does_not_outlive_what_it_was_made_for(engine: Engine) {

@@ -202,7 +202,6 @@ on_both_engines! {
     }
 }
 
-/// Every change of contacts that there is.
 /// Makes, changes and removes an entitlement, and what is asked for by it.
 async fn change_elevations(server: &Server) {
     let (operator, ann, bob) = elevations::stage(server).await;
@@ -285,6 +284,7 @@ async fn change_catalogue(operator: &Actor) {
     scopes::delete(operator, scope).await.expect("deleted");
 }
 
+/// Every change of contacts that there is.
 async fn change_contacts(operator: &Actor, mail: &MailServer, user: &str) {
     let mut names = Vec::new();
     for address in ["a@example.org", "b@example.org"] {

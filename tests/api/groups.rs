@@ -6,7 +6,9 @@ use tonic::Status;
 
 use crate::{
     credentials::{redeem, reset_code},
+    elevations,
     harness::{Actor, Engine, Server, assert_refused, fields_of, grant_request, on_both_engines},
+    roles,
     scopes::{self, scope, sign_in},
 };
 
@@ -232,6 +234,84 @@ on_both_engines! {
             assert_refused(add(&operator, &nested[outer], &nested[inner]).await, Reason::GroupCycle);
         }
         add(&operator, &nested[0], &nested[2]).await.expect("no circle");
+    }
+
+    async fn a_membership_that_was_over_closes_no_circle_either(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (a, b) = (create(&operator, "a").await, create(&operator, "b").await);
+        let end = server.now().seconds() + 10;
+        add_for(&operator, &b, &a, (None, Some(end))).await.expect("for a while");
+        server.advance_s(10);
+        add(&operator, &a, &b).await.expect("the other way round");
+        assert_refused(add(&operator, &b, &a).await, Reason::GroupCycle);
+        let nested = nest(&operator, 9).await;
+        let end = server.now().seconds() + 10;
+        let deep = create(&operator, "deep").await;
+        add_for(&operator, &nested[8], &deep, (None, Some(end))).await.expect("the tenth");
+        server.advance_s(10);
+        let deeper = create(&operator, "deeper").await;
+        add(&operator, &deep, &deeper).await.expect("on its own");
+        assert_refused(add(&operator, &nested[8], &deep).await, Reason::LimitReached);
+    }
+
+    async fn nobody_becomes_one_who_may_grant_by_a_group(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (outer, inner) = (create(&operator, "Tellers").await, create(&operator, "Trainees").await);
+        add(&operator, &outer, &inner).await.expect("added");
+        roles::create(&operator, roles::role("roles/teller", &[])).await.expect("made");
+        let pay = pb::Scope { grantable_by: vec![outer.clone(), "roles/teller".to_owned()], ..scope("scopes/bank:pay") };
+        scopes::create(&operator, pay).await.expect("made");
+        let power = ["groups.write", "grants.write", "elevations.write"].map(|it| format!("scopes/accountd:{it}"));
+        let power: Vec<&str> = power.iter().map(String::as_str).collect();
+        let (weak, secret) = server.create_system_account(&power).await;
+        let actor = server.client(&weak.uid, &secret).await;
+        for group in [&outer, &inner] {
+            assert_refused(add(&actor, group, &weak.name).await, Reason::ScopeNotHeld);
+        }
+        let mine = create(&actor, "Mine").await;
+        assert_refused(add(&actor, &inner, &mine).await, Reason::ScopeNotHeld);
+        let teller = actor.grants().create_grant(grant_request(&weak.name, "roles/teller")).await;
+        assert_refused(teller, Reason::ScopeNotHeld);
+        let entitlement = pb::Entitlement { role: "roles/teller".to_owned(), ..elevations::entitlement(&weak.name, &[]) };
+        assert_refused(elevations::entitle(&actor, entitlement).await, Reason::ScopeNotHeld);
+        // Who says who may grant it may make somebody one.
+        add(&operator, &inner, &weak.name).await.expect("added");
+        let give = async |end| {
+            let mut request = grant_request(&weak.name, "scopes/bank:pay");
+            request.grant.as_mut().expect("set").expire_time = end;
+            actor.grants().create_grant(request).await
+        };
+        give(None).await.expect("by the group");
+        let end = server.now().seconds() + 60;
+        add_for(&operator, &inner, &weak.name, (None, Some(end))).await.expect("for a while");
+        assert_eq!(fields_of(give(None).await), ["grant.expire_time"], "no longer than that");
+        give(Some(Timestamp { seconds: end, nanos: 0 })).await.expect("as long");
+        add(&actor, &outer, &mine).await.expect_err("for good");
+    }
+
+    async fn a_retry_adds_nobody_twice(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let ann = server.user("ann").await.name;
+        let crew = create(&operator, "Crew").await;
+        let request = pb::AddGroupMemberRequest {
+            group: crew.clone(),
+            member: ann.clone(),
+            request_id: "018f0000-0000-7000-8000-000000000001".to_owned(),
+            ..Default::default()
+        };
+        let dry = pb::AddGroupMemberRequest { validate_only: true, request_id: String::new(), ..request.clone() };
+        operator.groups().add_group_member(dry).await.expect("could be");
+        assert!(members(&operator, &crew, "").await.is_empty());
+        let first = operator.groups().add_group_member(request.clone()).await.expect("added").into_inner();
+        server.advance_s(1);
+        let again = operator.groups().add_group_member(request.clone()).await.expect("a retry").into_inner();
+        assert_eq!(first, again);
+        assert_eq!(server.events("group.member_added").await.len(), 1);
+        let other = pb::AddGroupMemberRequest { member: crew, ..request };
+        assert_refused(operator.groups().add_group_member(other).await, Reason::RequestIdReused);
     }
 
     async fn two_who_would_close_a_circle_together_do_not(engine: Engine) {

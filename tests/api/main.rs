@@ -37,6 +37,7 @@ mod limits;
 mod load;
 mod measure;
 mod messages;
+mod model;
 mod outage;
 mod paths;
 mod races;

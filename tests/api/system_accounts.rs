@@ -8,10 +8,70 @@ use tonic::Status;
 
 use crate::{
     assertions::Program,
-    harness::{Actor, Engine, Server, SignedIn, assert_refused, fields_of, on_both_engines},
+    harness::{
+        Actor, Engine, Server, SignedIn, assert_refused, fields_of, grant_request, on_both_engines,
+    },
+    scopes,
 };
 
 on_both_engines! {
+    async fn nobody_lets_through_what_they_may_not_grant(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        for name in ["scopes/shop:pack", "scopes/shop:refund"] {
+            scopes::create(&operator, scopes::scope(name)).await.expect(name);
+        }
+        let (robot, _) = server.create_system_account(&[]).await;
+        for name in ["scopes/shop:pack", "scopes/shop:refund"] {
+            operator.grants().create_grant(grant_request(&robot.name, name)).await.expect("granted");
+        }
+        let list = pb::ListCredentialsRequest { parent: robot.name.clone(), ..Default::default() };
+        let listed = operator.credentials().list_credentials(list).await.expect("a list").into_inner();
+        let credential = &listed.credentials[0].name;
+        let limit = async |by: &Actor, scopes: &[&str], audiences: &[&str]| {
+            let limited = pb::SystemAccount {
+                name: robot.name.clone(),
+                scope_ceiling: scopes.iter().map(ToString::to_string).collect(),
+                audiences: audiences.iter().map(ToString::to_string).collect(),
+                ..Default::default()
+            };
+            let paths = ["scope_ceiling", "audiences"].map(str::to_owned).to_vec();
+            let request = pb::UpdateSystemAccountRequest {
+                system_account: Some(limited),
+                update_mask: Some(FieldMask { paths }),
+                ..Default::default()
+            };
+            by.system_accounts().update_system_account(request).await
+        };
+        let limit_credential = async |by: &Actor, scopes: &[&str]| {
+            let limited = pb::Credential {
+                name: credential.clone(),
+                scope_ceiling: scopes.iter().map(ToString::to_string).collect(),
+                ..Default::default()
+            };
+            let request = pb::UpdateCredentialRequest {
+                credential: Some(limited),
+                update_mask: Some(FieldMask { paths: vec!["scope_ceiling".to_owned()] }),
+                ..Default::default()
+            };
+            by.credentials().update_credential(request).await
+        };
+        limit(&operator, &["pack"], &["accountd"]).await.expect("limited");
+        limit_credential(&operator, &["pack"]).await.expect("limited");
+        let manager = ["scopes/accountd:system_accounts.update", "scopes/accountd:credentials.update"];
+        let manager = server.system_account(&manager).await;
+        for (scopes, audiences) in [(&["pack"][..], &["accountd", "shop"][..]), (&[], &["shop"])] {
+            assert_refused(limit(&manager, scopes, audiences).await, Reason::ScopeNotHeld);
+        }
+        limit(&manager, &["nothing"], &["shop"]).await.expect("lets nothing through");
+        for scopes in [&["pack", "refund"][..], &[]] {
+            assert_refused(limit_credential(&manager, scopes).await, Reason::ScopeNotHeld);
+        }
+        limit_credential(&manager, &["nothing"]).await.expect("lets nothing through");
+        limit(&operator, &[], &["shop"]).await.expect("may grant it");
+        limit_credential(&operator, &[]).await.expect("may grant it");
+    }
+
     async fn an_account_has_an_owner_who_is_there(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;
