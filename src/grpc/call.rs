@@ -26,6 +26,7 @@ use crate::{
         access::{self, Access, Caller, Policy, Principal, Proof},
         assurance::{Assurance, Demand},
         certificate::Certificate,
+        credential::Credential,
         error::{Error, Reason, Result},
         event::{Actor, Event},
         keyring::Genuine,
@@ -33,6 +34,7 @@ use crate::{
         page,
         scope::{Scope, ScopeName},
         secret,
+        system_account::SystemAccount,
         time::Timestamp,
         token::{self, AccountClaims, Claims, OWN_AUDIENCE, Refusal},
     },
@@ -317,7 +319,7 @@ impl Call {
         }
         let granter = self.granter(db).await?;
         for scope in &lent {
-            if self.may_grant(db, &granter, scope).await?.is_none() {
+            if granter.may_grant(scope).is_none() {
                 return Err(Error::Denied {
                     reason: Reason::TargetOutranksCaller,
                     scopes: vec![scope.name.to_string()],
@@ -337,12 +339,14 @@ impl Call {
         until: Option<Timestamp>,
         field: &str,
     ) -> Result<()> {
+        if scopes.is_empty() {
+            return Ok(());
+        }
         let own = scopes.iter().filter(|scope| scope.name.is_own());
         access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let standing = self.granter(db).await?;
+        let granter = self.granter(db).await?;
         for scope in scopes {
-            let end = self.may_grant(db, &standing, scope).await?;
-            require_end(scope, end, until, field)?;
+            require_end(scope, granter.may_grant(scope), until, field)?;
         }
         Ok(())
     }
@@ -360,10 +364,10 @@ impl Call {
         if scopes.is_empty() {
             return Ok(());
         }
-        let standing = self.granter(db).await?;
+        let granter = self.granter(db).await?;
         for scope in &scopes {
-            let end = self.may_grant(db, &standing, scope).await?;
-            require_end(scope, end.max(standing.maintains), until, field)?;
+            let end = granter.may_grant(scope).max(granter.maintains);
+            require_end(scope, end, until, field)?;
         }
         Ok(())
     }
@@ -386,40 +390,24 @@ impl Call {
             names,
             maintains: maintains.filter(|_| self.caller.holds(MAINTAINS_CATALOGUE)),
             held,
+            confines: self.confines(db).await?,
         })
     }
 
-    /// Until when the caller may grant a scope, if at all.
-    async fn may_grant(
-        &self,
-        db: &mut Read,
-        granter: &Granter,
-        scope: &Scope,
-    ) -> Result<Option<Timestamp>> {
-        let could_get = scope.name.is_own() || self.could_get(db, &scope.name).await?;
-        let held = granter.held.get(&scope.name).copied().filter(|_| could_get);
-        let named = scope.grantable_until(&granter.names, granter.maintains);
-        Ok(held.max(named))
-    }
-
-    /// Whether what limits the caller, whatever is granted to it, lets it have a scope of another audience.
-    async fn could_get(&self, db: &mut Read, name: &ScopeName) -> Result<bool> {
+    /// What limits the caller, if it is a program: its account and the credential that it came with.
+    async fn confines(&self, db: &mut Read) -> Result<Option<(SystemAccount, Credential)>> {
         let Some(Principal {
             id: AccountId::System(id),
             proof: Proof::Credential(credential),
             ..
         }) = self.caller.principal()
         else {
-            return Ok(true);
+            return Ok(None);
         };
         let account = system_accounts::find(db, *id).await?;
         let credential = credentials::find(db, (*id).into(), *credential).await?;
-        let (Some(account), Some(credential)) = (account, credential) else {
-            return Ok(false);
-        };
-        let ceilings = [&account.limits.scope_ceiling, &credential.scope_ceiling];
-        let is_below = |ceiling: &&Vec<String>| ceiling.is_empty() || ceiling.contains(&name.scope);
-        Ok(account.may_ask_for(&name.audience) && ceilings.iter().all(is_below))
+        let revoked = || Error::Unauthenticated(Reason::TokenRevoked);
+        account.zip(credential).map(Some).ok_or_else(revoked)
     }
 
     /// The event of this RPC; to be told what it is about, and appended in the transaction.
@@ -659,6 +647,22 @@ struct Granter {
     held: BTreeMap<ScopeName, Timestamp>,
     /// Says what there is to be granted, and by whom.
     maintains: Option<Timestamp>,
+    /// Of programs, what their tokens are limited by.
+    confines: Option<(SystemAccount, Credential)>,
+}
+
+impl Granter {
+    /// Until when they may grant a scope, if at all.
+    fn may_grant(&self, scope: &Scope) -> Option<Timestamp> {
+        let name = &scope.name;
+        // What of our own is in their token is known already.
+        let could_get = name.is_own()
+            || self.confines.as_ref().is_none_or(|(account, credential)| {
+                account.limits.permit(name) && credential.permits(&name.scope)
+            });
+        let held = self.held.get(name).copied().filter(|_| could_get);
+        held.max(scope.grantable_until(&self.names, self.maintains))
+    }
 }
 
 fn require_end(

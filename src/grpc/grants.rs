@@ -143,7 +143,8 @@ impl pb::grant_service_server::GrantService for Grants {
                 call.require_power_over(tx, grant.principal).await?;
                 if time::has_passed(before.expire_time, call.now) {
                     // One that was over gives what was not there.
-                    void_begun(tx, grant.principal).await?;
+                    groups::require_present(tx, &call, grant.principal).await?;
+                    begin(tx, &call, grant.principal).await?;
                 }
                 grant.touch();
                 grants::update(tx, &grant).await?;
@@ -201,15 +202,19 @@ async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
 
 /// Gives somebody more: within the limit, and with what was begun for them when it was less void.
 pub(super) async fn insert(tx: &mut Write, call: &Call, grant: &Grant) -> Result<()> {
-    let principal = grant.principal;
+    begin(tx, call, grant.principal).await?;
+    grants::insert(tx, grant).await?;
+    Ok(())
+}
+
+/// What comes before somebody has one grant more.
+async fn begin(tx: &mut Write, call: &Call, principal: PrincipalId) -> Result<()> {
     if grants::count_of(tx, principal, call.now).await? >= MAX_GRANTS {
         let text = format!("has {MAX_GRANTS} grants, which is the limit");
         let name = principal.to_string();
         return Err(Error::precondition(Reason::LimitReached, name, text));
     }
-    void_begun(tx, principal).await?;
-    grants::insert(tx, grant).await?;
-    Ok(())
+    void_begun(tx, principal).await
 }
 
 /// What somebody was elevated by has an end of its own, and tokens that end with it.

@@ -252,6 +252,22 @@ on_both_engines! {
         assert_refused(redeem(&frontend, &code, "four calm walruses").await, Reason::InvalidCode);
     }
 
+    async fn what_is_over_begins_anew_for_nobody_who_is_deleted(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let alice = server.user("alice").await;
+        let mut request = grant_request(&alice.name, "scopes/accountd:users.read");
+        let end = prost_types::Timestamp { seconds: server.now().seconds() + 60, nanos: 0 };
+        request.grant.as_mut().expect("set").expire_time = Some(end);
+        let grant = create(&operator, request).await.expect("granted");
+        let request = pb::DeleteUserRequest { name: alice.name, ..Default::default() };
+        operator.users().delete_user(request).await.expect("deleted");
+        server.advance_s(60);
+        let operator = server.operator().await;
+        let anew = update(&operator, pb::Grant { expire_time: None, ..grant }, &["expire_time"]).await;
+        assert_refused(anew, Reason::WrongState);
+    }
+
     async fn a_grant_is_taken_back_once(engine: Engine) {
         let server = engine.server().await;
         let operator = server.operator().await;

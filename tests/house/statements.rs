@@ -199,7 +199,7 @@ async fn the_check_sees_scans_and_errors() {
 }
 
 #[tokio::test]
-async fn plans_do_not_depend_on_statistics_that_somebody_has_gathered() {
+async fn statistics_that_somebody_has_gathered_are_forgotten_at_the_next_start() {
     let databases = databases().await;
     let fill =
         "INSERT INTO groups (id, revision, display_name, description, create_time, update_time)
