@@ -93,15 +93,26 @@ fn policies(pool: &DescriptorPool) -> Result<String> {
         writeln!(
             code,
             "    Policy {{ rpc: {path:?}, access: Access::{access}, scopes: &{scopes:?}, \
-             allow_self: {allow_self}, field_scopes: &{:?}, demand: {}, private: {}, event: {:?} }},",
+             allow_self: {allow_self}, field_scopes: &{:?}, demand: {}, private: {}, event: {:?}, \
+             may_wait: {} }},",
             strings(&policy, "field_scope"),
             demand(&policy),
             number("plane") == 1,
             text(&policy, "event"),
+            may_wait(&rpc, &policy),
         )?;
     }
     code.push(']');
     Ok(code)
+}
+
+/// Whether a call may wait for a second person: one that needs a scope, changes something and answers no secret. What
+/// approves and denies is not held up itself.
+fn may_wait(rpc: &MethodDescriptor, policy: &DynamicMessage) -> bool {
+    !strings(policy, "scope").is_empty()
+        && !text(policy, "event").is_empty()
+        && secret_fields(&rpc.output()).is_empty()
+        && rpc.parent_service().name() != "ChangeService"
 }
 
 /// What a person has to have shown, as a Rust expression.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::{
     config::Config,
     domain::{
+        change::FourEyes,
         keyring::{Genuine, Keyring},
         master_key::Keys,
         passkey::RelyingParty,
@@ -52,6 +53,8 @@ pub struct App {
     /// What requests may take while they are being received.
     pub intake: Arc<Intake>,
     pub proxies: Vec<IpNet>,
+    /// What needs a second person.
+    pub four_eyes: FourEyes,
     /// This process among others on the same database.
     pub instance: Uuid,
     db: Db,
@@ -86,6 +89,7 @@ impl App {
         let metrics = Metrics::new(&hasher, db.stats(), tls.as_ref());
         Ok(Self {
             proxies: config.proxies()?,
+            four_eyes: config.four_eyes.read()?,
             key_sets: KeySets::new(&config.outbound, &clock, metrics.key_sets_failed.clone())?,
             messenger: Box::new(Messenger::new(&config, &clock)?),
             passkeys: config.relying_party(&issuer)?.map(Box::new),

@@ -14,16 +14,16 @@ use crate::{
     app::App,
     domain::{
         account::State,
-        credential, elevation,
+        change, credential, elevation,
         error::{Error, Result},
         name::{AccountId, SystemAccountId, UserId},
         signing_key,
         time::Timestamp,
     },
-    grpc::{call::Call, elevations::about as about_elevation},
+    grpc::call::Call,
     signing,
     store::{
-        challenges, client_assertions, contact_changes, contact_codes, credentials,
+        challenges, changes, client_assertions, contact_changes, contact_codes, credentials,
         db::{Read, Write},
         elevations, events, grants, groups, identifiers, leases, messages, meta, password_resets,
         requests, sessions, system_accounts, throttles, tokens, transact, user_names, users,
@@ -164,6 +164,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
         (Table::Grants, ago(retention.ended_grants_s)),
         (Table::Memberships, ago(retention.ended_grants_s)),
         (Table::Elevations, ago(retention.ended_grants_s)),
+        (Table::Changes, ago(retention.ended_grants_s)),
         (Table::Events, ago(retention.events_s)),
     ];
     for (table, before) in old {
@@ -173,6 +174,7 @@ pub async fn sweep(app: &Arc<App>) -> Result<()> {
     noted("suspensions", end_suspensions(app).await);
     noted("seals", reseal(app).await);
     noted("elevations", settle_elevations(app).await);
+    noted("changes", settle_changes(app).await);
     noted("accounts without an owner", suspend_ownerless(app).await);
     noted("replaced credentials", retire_credentials(app).await);
     noted("expiring credentials", announce_expiry(app).await);
@@ -213,6 +215,8 @@ enum Table {
     /// Of groups.
     Memberships,
     Elevations,
+    /// Calls that waited for a second person.
+    Changes,
     Events,
 }
 
@@ -244,6 +248,7 @@ async fn forget_batch(tx: &mut Write, table: Table, before: Timestamp) -> Result
         Table::Grants => grants::forget(tx, before, BATCH).await?,
         Table::Memberships => groups::forget(tx, before, BATCH).await?,
         Table::Elevations => elevations::forget(tx, before, BATCH).await?,
+        Table::Changes => changes::forget(tx, before, BATCH).await?,
         Table::Events => events::forget(tx, before, BATCH).await?,
     })
 }
@@ -336,7 +341,26 @@ async fn settle_elevations(app: &Arc<App>) -> Result<()> {
                 };
                 elevation.touch();
                 elevations::update(tx, &elevation).await?;
-                events::append(tx, &about_elevation(call.event_of(kind), &elevation)).await?;
+                events::append(tx, &elevation.tell(call.event_of(kind))).await?;
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes down that changes have lapsed, which they have done by themselves.
+async fn settle_changes(app: &Arc<App>) -> Result<()> {
+    let call = Call::system(app, "change.lapsed");
+    let due = changes::due(&mut call.db().read().await?, call.now, BATCH).await?;
+    for id in due {
+        transact!(call.db(), |tx| {
+            if let Some(mut change) = changes::find(tx, id).await?
+                && let Some(end) = change.next_time.filter(|end| *end <= call.now)
+            {
+                let reason = change.decide_reason.clone();
+                change.end(change::State::Lapsed, String::new(), reason, end);
+                changes::update(tx, &change).await?;
+                events::append(tx, &change.tell(call.event())).await?;
             }
         })?;
     }

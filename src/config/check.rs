@@ -4,9 +4,10 @@ use super::{Config, DatabaseUrl, Messages, sources::leaves};
 use crate::domain::network;
 
 /// What is promised or would harm if there were more of it.
-const AT_MOST: [(&str, i64); 16] = [
+const AT_MOST: [(&str, i64); 17] = [
     ("break_glass.unsealed_s", 86_400),
     ("elevation.request_s", 604_800),
+    ("four_eyes.change_s", 604_800),
     ("limits.drain_timeout_s", 25),
     ("messages.revert_lifetime_s", 2_592_000),
     ("outbound.timeout_s", 10),
@@ -35,6 +36,7 @@ impl Config {
             .params()
             .map_err(|error| format!("hashing: {error}"))?;
         self.check_numbers()?;
+        self.four_eyes.read()?;
         if self.tls.certificate_file.is_some() != self.tls.key_file.is_some() {
             return Err("`tls.certificate_file` and `tls.key_file` go together".to_owned());
         }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use self::sources::{Loaded, Sources, environment, example};
 use crate::domain::{
-    name, network, passkey::RelyingParty, password::Cost, seal, session::Lifetimes,
+    change, name, network, passkey::RelyingParty, password::Cost, seal, session::Lifetimes,
     signing_key::Algorithm, throttle,
 };
 
@@ -98,6 +98,8 @@ section! {
         break_glass: BreakGlass = BreakGlass::default(),
         /// Roles for a while.
         elevation: Elevation = Elevation::default(),
+        /// What nobody does alone.
+        four_eyes: FourEyes = FourEyes::default(),
         /// What accountd fetches from elsewhere: keys that programs publish.
         outbound: Outbound = Outbound::default(),
         /// Messages to people: codes, links, notices.
@@ -320,6 +322,18 @@ section! {
 }
 
 section! {
+    FourEyes {
+        /// RPCs that take effect once a second person has agreed, such as `DeleteUser`; they need a scope, change
+        /// something and answer no secret.
+        rpcs: Vec<String> = vec!["RevokeSigningKey".to_owned()],
+        /// Built-in roles that nobody is given by one person alone, nor the scopes that no lesser role has.
+        roles: Vec<String> = vec!["roles/operator".to_owned()],
+        /// Seconds in which somebody has to agree; at most 7 days.
+        change_s: i64 = 86_400,
+    }
+}
+
+section! {
     Outbound {
         /// Hosts that may be fetched from, each with all names below it; any when empty.
         hosts: Vec<String> = Vec::new(),
@@ -446,7 +460,7 @@ section! {
     }
 }
 
-const SECTIONS: [(&str, Docs); 18] = [
+const SECTIONS: [(&str, Docs); 19] = [
     ("tls", Tls::DOCS),
     ("database", Database::DOCS),
     ("limits", Limits::DOCS),
@@ -459,6 +473,7 @@ const SECTIONS: [(&str, Docs); 18] = [
     ("throttle", Throttle::DOCS),
     ("break_glass", BreakGlass::DOCS),
     ("elevation", Elevation::DOCS),
+    ("four_eyes", FourEyes::DOCS),
     ("outbound", Outbound::DOCS),
     ("messages", Messages::DOCS),
     ("smtp", Smtp::DOCS),
@@ -679,6 +694,13 @@ impl Config {
 
     pub const fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.limits.request_timeout_s)
+    }
+}
+
+impl FourEyes {
+    pub fn read(&self) -> Result<change::FourEyes, String> {
+        change::FourEyes::new(&self.rpcs, &self.roles)
+            .map_err(|text| format!("`four_eyes`: {text}"))
     }
 }
 

@@ -29,6 +29,16 @@ pub struct Policy {
     pub private: bool,
     /// The type of the event that a success writes; empty for reads.
     pub event: &'static str,
+    /// Whether a call can be held up until a second person has agreed: it needs a scope, and answers no secret
+    /// that nobody would see.
+    pub may_wait: bool,
+}
+
+impl Policy {
+    /// `CreateUser`; no two services have an RPC of the same name.
+    pub fn name(&self) -> &'static str {
+        self.rpc.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +102,17 @@ impl Principal {
 
     pub fn holds(&self, scope: &str) -> bool {
         self.scopes.iter().any(|held| held == scope)
+    }
+
+    /// Refuses unless the caller holds `scope`.
+    pub fn require(&self, scope: &str) -> Result<()> {
+        if self.holds(scope) {
+            return Ok(());
+        }
+        Err(Error::Denied {
+            reason: Reason::ScopeMissing,
+            scopes: vec![scope.to_owned()],
+        })
     }
 }
 
@@ -243,6 +264,7 @@ mod tests {
             demand: None,
             private: false,
             event: "",
+            may_wait: false,
         }
     }
 

@@ -4,6 +4,7 @@
 //! lapse or for an elevation to end.
 
 use super::{
+    event::Event,
     name::{AccountId, ElevationId, EntitlementId, GrantId, PrincipalId},
     time::{self, Timestamp},
 };
@@ -64,10 +65,6 @@ pub const WRITABLE: [&str; 6] = [
 ];
 
 impl Entitlement {
-    pub fn name(&self) -> String {
-        format!("entitlements/{}", self.id.0)
-    }
-
     pub fn is_over(&self, now: Timestamp) -> bool {
         time::has_passed(self.expire_time, now)
     }
@@ -158,10 +155,6 @@ pub struct Elevation {
 }
 
 impl Elevation {
-    pub fn name(&self) -> String {
-        format!("elevations/{}", self.id.0)
-    }
-
     pub fn state(&self, now: Timestamp) -> State {
         let is_over = time::has_passed(self.next_time, now);
         match self.stored {
@@ -175,6 +168,15 @@ impl Elevation {
     pub fn ended(&self, now: Timestamp) -> Option<Timestamp> {
         let by_itself = self.next_time.filter(|time| *time <= now);
         self.end_time.or(by_itself)
+    }
+
+    /// What the log says of it, whatever has happened to it.
+    pub fn tell(&self, event: Event) -> Event {
+        event
+            .about(self.id, Some(self.requester))
+            .detail("role", format!("roles/{}", self.role))
+            .detail("justification", &self.justification)
+            .detail("ticket", &self.ticket)
     }
 
     /// Somebody agrees, or nobody has to: in effect until `end`, by a grant.

@@ -69,6 +69,7 @@ reasons! {
     Deadline = "DEADLINE",
     Internal = "INTERNAL",
     GroupCycle = "GROUP_CYCLE",
+    ApprovalPending = "APPROVAL_PENDING",
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

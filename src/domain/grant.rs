@@ -60,10 +60,6 @@ impl Permission {
 }
 
 impl Grant {
-    pub fn name(&self) -> String {
-        format!("grants/{}", self.id.0)
-    }
-
     pub fn is_in_effect(&self, now: Timestamp) -> bool {
         time::has_passed(Some(self.start_time.unwrap_or(now)), now)
             && !time::has_passed(self.expire_time, now)

@@ -41,6 +41,7 @@ impl MasterKey {
             totp_secrets: Sealer::new(&self.expand(b"TOTP secrets at rest")),
             foreign_hashes: Sealer::new(&self.expand(b"foreign password hashes at rest")),
             messages: Sealer::new(&self.expand(b"messages at rest")),
+            changes: Sealer::new(&self.expand(b"changes at rest")),
             codes: self.mac(b"one-time codes"),
             request_bodies: self.mac(b"request bodies"),
             throttle_keys: self.mac(b"throttle keys"),
@@ -87,6 +88,8 @@ pub struct Keys {
     pub foreign_hashes: Sealer,
     /// Encrypts messages that wait to be sent.
     pub messages: Sealer,
+    /// Encrypts requests that wait for a second person.
+    pub changes: Sealer,
     /// Digests of recovery codes and of codes in messages.
     pub codes: hmac::Key,
     /// Fingerprints of request bodies: keyed, since a body may hold a password.

@@ -9,6 +9,7 @@ pub mod account;
 pub mod assurance;
 pub mod certificate;
 pub mod challenge;
+pub mod change;
 pub mod client_assertion;
 pub mod contact;
 pub mod credential;

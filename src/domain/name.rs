@@ -9,28 +9,46 @@ use uuid::Uuid;
 
 use super::time::Timestamp;
 
-/// An id of its own type for each kind of resource, so that they cannot be swapped.
+/// An id of its own type for each kind of resource, so that they cannot be swapped; with the collection it is
+/// in, if that is not below another resource.
 macro_rules! ids {
-    ($($(#[$doc:meta])* $id:ident,)*) => {$(
-        $(#[$doc])*
+    ($($id:ident $(in $collection:literal)?,)*) => {$(
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
         )]
         pub struct $id(pub Uuid);
+
+        $(
+            impl $id {
+                /// Reads the resource name.
+                pub fn parse(name: &str) -> Option<Self> {
+                    let id = name.strip_prefix(concat!($collection, "/"));
+                    id.and_then(uuid).map(Self)
+                }
+            }
+
+            /// The resource name.
+            impl fmt::Display for $id {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    write!(f, concat!($collection, "/{}"), self.0)
+                }
+            }
+        )?
     )*};
 }
 
 ids! {
-    UserId,
-    SystemAccountId,
+    UserId in "users",
+    SystemAccountId in "systemAccounts",
     CredentialId,
     SessionId,
-    GrantId,
-    GroupId,
-    EntitlementId,
-    ElevationId,
+    GrantId in "grants",
+    GroupId in "groups",
+    EntitlementId in "entitlements",
+    ElevationId in "elevations",
+    ChangeId in "changes",
     ContactId,
-    EventId,
+    EventId in "events",
     MessageId,
 }
 
@@ -74,12 +92,8 @@ impl AccountId {
 
     /// Reads `users/{uuid}` or `systemAccounts/{uuid}`.
     pub fn parse(name: &str) -> Option<Self> {
-        let (collection, id) = name.split_once('/')?;
-        match collection {
-            "users" => uuid(id).map(|id| Self::User(UserId(id))),
-            "systemAccounts" => uuid(id).map(|id| Self::System(SystemAccountId(id))),
-            _ => None,
-        }
+        let user = UserId::parse(name).map(Self::User);
+        user.or_else(|| SystemAccountId::parse(name).map(Self::System))
     }
 
     /// The name of a resource of this account: `users/{uuid}/sessions/{id}`.
@@ -117,19 +131,6 @@ impl PrincipalId {
     }
 }
 
-impl GroupId {
-    /// Reads `groups/{uuid}`.
-    pub fn parse(name: &str) -> Option<Self> {
-        name.strip_prefix("groups/").and_then(uuid).map(Self)
-    }
-}
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "groups/{}", self.0)
-    }
-}
-
 impl fmt::Display for PrincipalId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -145,18 +146,6 @@ impl fmt::Display for AccountId {
             Self::User(id) => id.fmt(f),
             Self::System(id) => id.fmt(f),
         }
-    }
-}
-
-impl fmt::Display for UserId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "users/{}", self.0)
-    }
-}
-
-impl fmt::Display for SystemAccountId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "systemAccounts/{}", self.0)
     }
 }
 

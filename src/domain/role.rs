@@ -66,6 +66,7 @@ fn scopes_of(built_in: &str) -> &'static [&'static str] {
         "resource-server" => &["tokens.introspect"],
         "auditor" => &[
             "access.read",
+            "changes.read",
             "contacts.read",
             "credentials.read",
             "elevations.read",

@@ -121,7 +121,7 @@ pub(super) async fn list(
         pb::EffectiveScope {
             scope: name.to_string(),
             expire_time: convert::some_timestamp(end.filter(|end| *end != Timestamp::MAX)),
-            grants: reaching.iter().map(|it| it.grant.name()).collect(),
+            grants: reaching.iter().map(|it| it.grant.id.to_string()).collect(),
         }
     });
     Ok(pb::ListEffectiveScopesResponse {
@@ -295,7 +295,7 @@ fn path(
     end: Option<Timestamp>,
 ) -> pb::AccessPath {
     pb::AccessPath {
-        grant: grant.name(),
+        grant: grant.id.to_string(),
         permission: grant.permission.name(),
         groups: via.iter().map(ToString::to_string).collect(),
         state: state.into(),

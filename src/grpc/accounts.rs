@@ -5,9 +5,12 @@ use crate::{
     domain::{
         account::Lifecycle,
         error::{Error, Result},
-        name::AccountId,
+        name::{AccountId, UserId},
+        scope::ScopeName,
+        time::Timestamp,
+        token::OWN_AUDIENCE,
     },
-    store::{db::Read, entitlements, scopes, system_accounts, users},
+    store::{db::Read, entitlements, grants, scopes, system_accounts, users},
 };
 
 /// The state of an account of either kind.
@@ -33,6 +36,14 @@ pub(super) async fn require_free(db: &mut Read, account: AccountId) -> Result<()
         return Err(Error::AlreadyExists { name });
     }
     Ok(())
+}
+
+/// Whether a person may act, and holds a scope of ours, whatever tokens they have.
+pub(super) async fn may(db: &mut Read, id: UserId, scope: &str, now: Timestamp) -> Result<bool> {
+    let user = users::find(db, id).await?;
+    let holdings = grants::holdings(db, id.into(), Some(OWN_AUDIENCE), now).await?;
+    Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
+        && holdings.holds(&ScopeName::own(scope), now))
 }
 
 /// Looking after people is not looking after machines: what belongs to those needs the scope for changing

@@ -5,7 +5,6 @@
 //! two ways are `enter`, for requests, and `system`, for accountd's own work.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -20,21 +19,18 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, metadata::MetadataMap};
 use uuid::Uuid;
 
+use super::consent::{Commission, Consent, Purpose};
 use crate::{
     app::App,
     domain::{
-        access::{self, Access, Caller, Policy, Principal, Proof},
+        access::{self, Access, Caller, Policy, Principal},
         assurance::{Assurance, Demand},
         certificate::Certificate,
-        credential::Credential,
         error::{Error, Reason, Result},
         event::{Actor, Event},
         keyring::Genuine,
-        name::{self, AccountId, CredentialId, EventId, PrincipalId, SystemAccountId, UserId},
-        page,
-        scope::{Scope, ScopeName},
-        secret,
-        system_account::SystemAccount,
+        name::{self, AccountId, CredentialId, EventId, SystemAccountId, UserId},
+        page, secret,
         time::Timestamp,
         token::{self, AccountClaims, Claims, OWN_AUDIENCE, Refusal},
     },
@@ -42,9 +38,8 @@ use crate::{
     store::{
         credentials,
         db::{Attempts, Db, Isolation, Read, Write},
-        entitlements, grants, groups,
         requests::{self, Record},
-        scopes, system_accounts, tokens,
+        tokens,
     },
 };
 
@@ -85,7 +80,7 @@ pub struct Call {
     event: &'static str,
     pub caller: Caller,
     /// The caller's token.
-    claims: Option<Claims>,
+    pub(super) claims: Option<Claims>,
     /// Why a token that came with a public call was not believed.
     doubt: Option<Reason>,
     actor: Actor,
@@ -97,6 +92,7 @@ pub struct Call {
     pub deadline: Instant,
     pub validate_only: bool,
     request: Option<RequestId>,
+    pub(super) consent: Consent,
     /// Whether its transaction leaves a message to be sent.
     has_message: AtomicBool,
 }
@@ -115,19 +111,29 @@ impl Call {
             .get()
             .ok_or_else(|| Error::internal("a call without context"))?;
         let policy = context.policy;
+        let commission: Option<Arc<Commission>> = extensions.get().cloned();
+        let is_dry =
+            |it: &Arc<Commission>| it.purpose == Purpose::Rehearsal || it.approver.validate_only;
         let mut call = Self {
             rpc: policy.rpc,
             address: context.address,
             certificate: context.certificate.clone(),
             user_agent: text(&metadata, "user-agent"),
             deadline: context.deadline,
-            validate_only: message.validate_only(),
+            validate_only: message.validate_only() || commission.as_ref().is_some_and(is_dry),
             actor: Actor::Anonymous,
             ..Self::system(app, policy.event)
         };
-        match call.authenticate(&metadata).await {
+        let authenticated = match &commission {
+            Some(commission) => Ok(commission.claims()),
+            None => call.authenticate(&metadata).await,
+        };
+        match authenticated {
             Ok(claims) => {
-                let principal = claims.clone().map(Principal::new);
+                let mut principal = claims.clone().map(Principal::new);
+                if let (Some(principal), Some(commission)) = (&mut principal, &commission) {
+                    call.narrow(principal, commission).await?;
+                }
                 call.caller = principal.map_or(Caller::Anonymous, Caller::Account);
                 call.claims = claims;
             }
@@ -137,14 +143,38 @@ impl Call {
             Err(error) => return Err(error),
         }
         access::authorise(policy, &call.caller, message.target())?;
-        if let Some(demand) = policy.demand {
+        // Whoever asked for a change has shown it then.
+        let is_execution = |it: &Arc<Commission>| it.purpose == Purpose::Execution;
+        if let Some(demand) = policy.demand
+            && !commission.as_ref().is_some_and(is_execution)
+        {
             call.require_assurance(demand).await?;
         }
         call.actor = call
             .caller
             .account()
             .map_or(Actor::Anonymous, Actor::Account);
-        call.request = call.request_id(&message)?;
+        let may_wait = policy.may_wait && commission.is_none();
+        if may_wait || !message.request_id().is_empty() {
+            let encoded = message.encode_to_vec();
+            let fingerprint = call.fingerprint(&encoded);
+            call.request = call.request_id(message.request_id(), &fingerprint)?;
+            if may_wait {
+                let is_person = matches!(call.caller.account(), Some(AccountId::User(_)));
+                let is_own =
+                    is_person && policy.allow_self && call.caller.is_self(message.target());
+                let is_marked = app.four_eyes.marks(policy.rpc) && !is_own;
+                call.consent = Consent::of_request(encoded, fingerprint, is_marked);
+            }
+        }
+        if commission
+            .as_ref()
+            .is_some_and(|it| it.purpose == Purpose::Rehearsal)
+        {
+            // The request is another's, and so is its id.
+            call.request = None;
+        }
+        call.consent.commission = commission;
         Ok((call, message))
     }
 
@@ -223,6 +253,7 @@ impl Call {
             deadline: Instant::now() + Duration::from_mins(1),
             validate_only: false,
             request: None,
+            consent: Consent::default(),
             has_message: AtomicBool::new(false),
         }
     }
@@ -258,6 +289,11 @@ impl Call {
         account.map(|id| id.to_string()).unwrap_or_default()
     }
 
+    /// The path of the RPC.
+    pub const fn rpc(&self) -> &'static str {
+        self.rpc
+    }
+
     pub fn new_uuid(&self) -> Uuid {
         self.app.random.uuid(self.now)
     }
@@ -277,137 +313,6 @@ impl Call {
     pub fn require_belief(&self) -> Result<()> {
         self.doubt
             .map_or(Ok(()), |doubt| Err(Error::Unauthenticated(doubt)))
-    }
-
-    /// Nobody changes an account that holds what they do not. A person's own account is theirs; a
-    /// system account's token may be narrower than the account, so it is held to the rule.
-    pub async fn require_power_over(
-        &self,
-        db: &mut Read,
-        target: impl Into<PrincipalId>,
-    ) -> Result<()> {
-        let target = target.into();
-        let own = self.caller.account().map(PrincipalId::Account);
-        if own == Some(target) && matches!(target, PrincipalId::Account(AccountId::User(_))) {
-            return Ok(());
-        }
-        self.require_full_power_over(db, target).await
-    }
-
-    /// The same without an exception for one's own account: for what gives a token more than it has.
-    pub async fn require_full_power_over(
-        &self,
-        db: &mut Read,
-        target: impl Into<PrincipalId>,
-    ) -> Result<()> {
-        let target = target.into();
-        let power = grants::power(db, target, Some(OWN_AUDIENCE), self.now).await?;
-        access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))?;
-        self.require_power_over_roles(db, target).await
-    }
-
-    /// Whoever gets hold of an account that may ask for a role, or agree to one, gets what downstream systems permit by
-    /// it, too.
-    async fn require_power_over_roles(&self, db: &mut Read, target: PrincipalId) -> Result<()> {
-        let roles = entitlements::roles_of(db, target, self.now).await?;
-        let mut lent = Vec::new();
-        for role in BTreeSet::from_iter(roles) {
-            lent.extend(scopes::of_role(db, &role).await?);
-        }
-        if lent.is_empty() {
-            return Ok(());
-        }
-        let granter = self.granter(db).await?;
-        for scope in &lent {
-            if granter.may_grant(scope).is_none() {
-                return Err(Error::Denied {
-                    reason: Reason::TargetOutranksCaller,
-                    scopes: vec![scope.name.to_string()],
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses unless the caller may hand these scopes out, or take them back, for that long: who holds them,
-    /// by the token and still by grants, a token being older than the grants are; and whom the catalogue says.
-    /// `field` is what is wrong where they may for a shorter time.
-    pub async fn require_to_grant(
-        &self,
-        db: &mut Read,
-        scopes: &[Scope],
-        until: Option<Timestamp>,
-        field: &str,
-    ) -> Result<()> {
-        if scopes.is_empty() {
-            return Ok(());
-        }
-        let own = scopes.iter().filter(|scope| scope.name.is_own());
-        access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let granter = self.granter(db).await?;
-        for scope in scopes {
-            require_end(scope, granter.may_grant(scope), until, field)?;
-        }
-        Ok(())
-    }
-
-    /// The same for making somebody one who goes by names to which the catalogue lets grant scopes: who may grant
-    /// them, or say who may.
-    pub async fn require_to_appoint(
-        &self,
-        db: &mut Read,
-        names: &BTreeSet<String>,
-        until: Option<Timestamp>,
-        field: &str,
-    ) -> Result<()> {
-        let scopes = scopes::granted_by(db, names).await?;
-        if scopes.is_empty() {
-            return Ok(());
-        }
-        let granter = self.granter(db).await?;
-        for scope in &scopes {
-            let end = granter.may_grant(scope).max(granter.maintains);
-            require_end(scope, end, until, field)?;
-        }
-        Ok(())
-    }
-
-    /// What there is to know of a caller who would give.
-    async fn granter(&self, db: &mut Read) -> Result<Granter> {
-        let caller = self.caller.account();
-        let caller = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
-        let holdings = grants::holdings(db, caller.into(), None, self.now).await?;
-        let mut names = holdings.roles(self.now);
-        for (principal, end) in groups::principals(db, caller, self.now).await? {
-            names.insert(principal.to_string(), end);
-        }
-        let effective = holdings.effective(self.now).into_iter();
-        let held: BTreeMap<ScopeName, Timestamp> = effective
-            .filter_map(|(name, by)| Some((name.clone(), by.first()?.end_time)))
-            .collect();
-        let maintains = held.get(&ScopeName::own(MAINTAINS_CATALOGUE)).copied();
-        Ok(Granter {
-            names,
-            maintains: maintains.filter(|_| self.caller.holds(MAINTAINS_CATALOGUE)),
-            held,
-            confines: self.confines(db).await?,
-        })
-    }
-
-    /// What limits the caller, if it is a program: its account and the credential that it came with.
-    async fn confines(&self, db: &mut Read) -> Result<Option<(SystemAccount, Credential)>> {
-        let Some(Principal {
-            id: AccountId::System(id),
-            proof: Proof::Credential(credential),
-            ..
-        }) = self.caller.principal()
-        else {
-            return Ok(None);
-        };
-        let account = system_accounts::find(db, *id).await?;
-        let credential = credentials::find(db, (*id).into(), *credential).await?;
-        let revoked = || Error::Unauthenticated(Reason::TokenRevoked);
-        account.zip(credential).map(Some).ok_or_else(revoked)
     }
 
     /// The event of this RPC; to be told what it is about, and appended in the transaction.
@@ -442,7 +347,7 @@ impl Call {
     /// For `mutate!`: a refusal, unless it is for what the first attempt of the same request has
     /// meanwhile done. Whoever no longer stands has no part in that either.
     pub async fn first_answer_or<A: Answer>(&self, refusal: Error) -> Result<A> {
-        if self.request.is_none() {
+        if self.request.is_none() || self.consent.commission.is_some() {
             return Err(refusal);
         }
         let again = async {
@@ -467,6 +372,10 @@ impl Call {
         if !secret::equal(&record.body_mac, body_mac) {
             let text = "was used before with another request";
             return Err(Error::invalid(Reason::RequestIdReused, "request_id", text));
+        }
+        if self.consent.commission.is_some() {
+            let text = "has been done meanwhile, without waiting";
+            return Err(Error::precondition(Reason::WrongState, self.rpc, text));
         }
         A::decode(record.answer.as_slice())
             .map(Some)
@@ -526,7 +435,10 @@ impl Call {
 
     /// The account that a name stands for.
     pub fn account(&self, field: &str, name: &str) -> Result<AccountId> {
-        let own = self.caller.account();
+        // Somebody else's request means somebody else by it.
+        let commission = self.consent.commission.as_ref();
+        let own = commission.map(|it| it.change.proposer());
+        let own = own.or_else(|| self.caller.account());
         let account = match (name, own) {
             ("users/me", Some(id @ AccountId::User(_)))
             | ("systemAccounts/me", Some(id @ AccountId::System(_))) => Some(id),
@@ -618,8 +530,7 @@ impl Call {
         Ok(Some(claims))
     }
 
-    fn request_id(&self, message: &impl Inbound) -> Result<Option<RequestId>> {
-        let text = message.request_id();
+    fn request_id(&self, text: &str, fingerprint: &[u8]) -> Result<Option<RequestId>> {
         if text.is_empty() {
             return Ok(None);
         }
@@ -630,72 +541,21 @@ impl Call {
             rpc: self.rpc,
             request_id,
         };
-        // What a caller may see of the answer depends on its scopes, so they are part of what is asked.
-        let scopes = self.claims.as_ref().map_or("", |claims| &claims.scope);
-        let asked = [scopes.as_bytes(), &[0], &message.encode_to_vec()].concat();
-        let body_mac = hmac::sign(&self.app.keys.request_bodies, &asked);
         Ok(Some(RequestId {
             key,
-            body_mac: body_mac.as_ref().to_vec(),
+            body_mac: fingerprint.to_vec(),
         }))
     }
-}
 
-/// Somebody who would give, and until when: under which names, and what they hold.
-struct Granter {
-    names: BTreeMap<String, Timestamp>,
-    held: BTreeMap<ScopeName, Timestamp>,
-    /// Says what there is to be granted, and by whom.
-    maintains: Option<Timestamp>,
-    /// Of programs, what their tokens are limited by.
-    confines: Option<(SystemAccount, Credential)>,
-}
-
-impl Granter {
-    /// Until when they may grant a scope, if at all.
-    fn may_grant(&self, scope: &Scope) -> Option<Timestamp> {
-        let name = &scope.name;
-        // What of our own is in their token is known already.
-        let could_get = name.is_own()
-            || self.confines.as_ref().is_none_or(|(account, credential)| {
-                account.limits.permit(name) && credential.permits(&name.scope)
-            });
-        let held = self.held.get(name).copied().filter(|_| could_get);
-        held.max(scope.grantable_until(&self.names, self.maintains))
+    /// What the same request of the same caller is recognised by. What a caller may see of the answer depends on
+    /// its scopes, so they are part of what is asked.
+    fn fingerprint(&self, request: &[u8]) -> Vec<u8> {
+        let scopes = self.claims.as_ref().map_or("", |claims| &claims.scope);
+        let asked = [scopes.as_bytes(), &[0], request].concat();
+        let mac = hmac::sign(&self.app.keys.request_bodies, &asked);
+        mac.as_ref().to_vec()
     }
 }
-
-fn require_end(
-    scope: &Scope,
-    end: Option<Timestamp>,
-    until: Option<Timestamp>,
-    field: &str,
-) -> Result<()> {
-    match end {
-        None => {
-            let name = if scope.name.is_own() {
-                scope.name.scope.clone()
-            } else {
-                scope.name.to_string()
-            };
-            Err(Error::Denied {
-                reason: Reason::ScopeNotHeld,
-                scopes: vec![name],
-            })
-        }
-        Some(end) if until.unwrap_or(Timestamp::MAX) > end => {
-            let text = format!(
-                "is for longer than you may grant {}: until {end}",
-                scope.name
-            );
-            Err(Error::field(field, text))
-        }
-        Some(_) => Ok(()),
-    }
-}
-
-/// The scope of those who say what there is to be granted.
-const MAINTAINS_CATALOGUE: &str = "access.write";
 
 fn text(metadata: &MetadataMap, name: &str) -> String {
     let value = metadata.get(name).and_then(|value| value.to_str().ok());
@@ -703,8 +563,8 @@ fn text(metadata: &MetadataMap, name: &str) -> String {
 }
 
 /// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its
-/// first answer, the answer of a first attempt is recorded for retries, and `validate_only` rolls
-/// everything back. Another isolation than SERIALIZABLE will do where nothing that was read, but for
+/// first answer, the answer of a first attempt is recorded for retries, `validate_only` rolls
+/// everything back, and so does a call that has to wait for a second person. Another isolation than SERIALIZABLE will do where nothing that was read, but for
 /// the unique keys, has to stay true until the end.
 macro_rules! mutate {
     ($call:expr, |$tx:ident| $body:block) => {
@@ -722,6 +582,7 @@ macro_rules! mutate {
                     None => {
                         let answer = $body;
                         $call.record($tx, &answer).await?;
+                        $call.conclude($tx).await?;
                         answer
                     }
                 }
@@ -731,7 +592,10 @@ macro_rules! mutate {
                 $call.committed();
                 Ok(answer)
             }
-            Err(refusal) => $call.first_answer_or(refusal).await,
+            Err(refusal) => {
+                let refusal = $call.or_wait(refusal).await;
+                $call.first_answer_or(refusal).await
+            }
         }
     };
 }

@@ -136,6 +136,7 @@ async fn create_for_sign_in(
             if is_message && !is_sent {
                 // Who has the code signs in as the person.
                 call.require_full_power_over(&mut db, account).await?;
+                call.opens(&mut db, account).await?;
             }
             user = Some(owner.id);
             let password = owner.password.as_ref().map(|(_, hash)| hash);

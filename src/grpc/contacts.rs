@@ -256,7 +256,8 @@ pub(super) async fn require_change(db: &mut Read, call: &Call, account: AccountI
         account,
         call.now,
     )?;
-    call.require_power_over(db, account).await
+    call.require_power_over(db, account).await?;
+    call.opens(db, account).await
 }
 
 pub(super) async fn find(db: &mut Read, account: AccountId, id: ContactId) -> Result<Contact> {

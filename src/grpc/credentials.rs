@@ -344,6 +344,7 @@ pub(super) async fn find_for_change(
 ) -> Result<Credential> {
     let credential = find(tx, account, id).await?;
     call.require_power_over(tx, account).await?;
+    call.opens(tx, account).await?;
     // Whoever has a secret that is being replaced may be whom the rotation is to keep out.
     if let Some(own) = own_credential(tx, call, account).await?
         && own.id != id

@@ -20,7 +20,7 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         filter,
         grant::{Grant, Permission},
-        name::{self, AccountId, ElevationId, GrantId},
+        name::{AccountId, ElevationId, GrantId},
         page, text,
         user::MAX_REASON,
     },
@@ -129,7 +129,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
                 .is_some()
             {
                 let text = "has a request that waits, or what came of it is in effect";
-                let name = entitlement.name();
+                let name = entitlement.id.to_string();
                 return Err(Error::precondition(Reason::WrongState, name, text));
             }
             let mut elevation = Elevation {
@@ -153,7 +153,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
             append_event(tx, &call, &elevation).await?;
             if entitlement.approvers.is_empty() {
                 begin(tx, &call, &entitlement, &mut elevation, "").await?;
-                let event = about(call.event_of("elevation.started"), &elevation);
+                let event = elevation.tell(call.event_of("elevation.started"));
                 events::append(tx, &event).await?;
             }
             elevations::insert(tx, &elevation).await?;
@@ -173,7 +173,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
             require_live(&entitlement, &call)?;
             if require_terms(&entitlement, elevation.duration_s, &elevation.ticket).is_err() {
                 let text = "does not let that be asked for any more";
-                let name = entitlement.name();
+                let name = entitlement.id.to_string();
                 return Err(Error::precondition(Reason::WrongState, name, text));
             }
             require_entitled(tx, &call, &entitlement, elevation.requester).await?;
@@ -218,7 +218,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
                 let until = Some(call.now);
                 roles::require_to_grant(tx, &call, &elevation.role, until, "name").await?;
             }
-            convert::require_etag(&request.etag, elevation.revision, elevation.name())?;
+            convert::require_etag(&request.etag, elevation.revision, elevation.id)?;
             let state = elevation.state(call.now);
             if !matches!(state, State::Pending | State::Active) {
                 return Err(wrong_state(&elevation, state));
@@ -302,7 +302,7 @@ impl Decision {
         if !is_approver(db, call, &elevation).await? || is_own(db, by, elevation.requester).await? {
             return Err(not_approver());
         }
-        convert::require_etag(&self.etag, elevation.revision, elevation.name())?;
+        convert::require_etag(&self.etag, elevation.revision, elevation.id)?;
         let state = elevation.state(call.now);
         if state != State::Pending {
             return Err(wrong_state(&elevation, state));
@@ -314,12 +314,12 @@ impl Decision {
 
 fn wrong_state(elevation: &Elevation, state: State) -> Error {
     let text = format!("is {}", state.name());
-    Error::precondition(Reason::WrongState, elevation.name(), text)
+    Error::precondition(Reason::WrongState, elevation.id.to_string(), text)
 }
 
 /// An elevation that the caller may see.
 async fn find_visible(db: &mut Read, call: &Call, id: ElevationId) -> Result<Elevation> {
-    let missing = || Error::not_found(format!("elevations/{}", id.0));
+    let missing = || Error::not_found(id.to_string());
     let elevation = elevations::find(db, id).await?.ok_or_else(missing)?;
     let is_visible = call.caller.holds(READ)
         || call.caller.holds(WRITE)
@@ -358,7 +358,7 @@ async fn owner(db: &mut Read, account: AccountId) -> Result<Option<AccountId>> {
 fn require_live(entitlement: &Entitlement, call: &Call) -> Result<()> {
     if entitlement.is_over(call.now) {
         let text = "is over";
-        let name = entitlement.name();
+        let name = entitlement.id.to_string();
         return Err(Error::precondition(Reason::WrongState, name, text));
     }
     Ok(())
@@ -461,26 +461,12 @@ async fn end_grant(
 }
 
 async fn append_event(tx: &mut Write, call: &Call, elevation: &Elevation) -> Result<()> {
-    events::append(tx, &about(call.event(), elevation)).await?;
+    events::append(tx, &elevation.tell(call.event())).await?;
     Ok(())
 }
 
-/// What the log says of an elevation, whatever has happened to it.
-pub(crate) fn about(
-    event: crate::domain::event::Event,
-    elevation: &Elevation,
-) -> crate::domain::event::Event {
-    event
-        .about(elevation.name(), Some(elevation.requester))
-        .detail("role", format!("roles/{}", elevation.role))
-        .detail("justification", &elevation.justification)
-        .detail("ticket", &elevation.ticket)
-}
-
 fn parse_id(name: &str) -> Result<ElevationId> {
-    let id = name.strip_prefix("elevations/").and_then(name::uuid);
-    id.map(ElevationId)
-        .ok_or_else(|| Error::field("name", "must be elevations/{id}"))
+    ElevationId::parse(name).ok_or_else(|| Error::field("name", "must be elevations/{id}"))
 }
 
 /// Which elevations a list is about.
@@ -523,11 +509,11 @@ fn shown(elevation: &Elevation, call: &Call) -> pb::Elevation {
     };
     let ended = elevation.ended(call.now);
     let expires = elevation.next_time.filter(|_| ended.is_none());
-    let grant = elevation.grant.map(|id| format!("grants/{}", id.0));
+    let grant = elevation.grant.map(|id| id.to_string());
     pb::Elevation {
-        name: elevation.name(),
+        name: elevation.id.to_string(),
         etag: convert::etag(elevation.revision),
-        entitlement: format!("entitlements/{}", elevation.entitlement.0),
+        entitlement: elevation.entitlement.to_string(),
         requester: elevation.requester.to_string(),
         role: format!("roles/{}", elevation.role),
         state: state.into(),

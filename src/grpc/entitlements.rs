@@ -17,7 +17,7 @@ use crate::{
         },
         error::{Error, Fields, Reason, Result},
         filter,
-        name::{self, EntitlementId, PrincipalId},
+        name::{EntitlementId, PrincipalId},
         page, role, text,
         time::Timestamp,
     },
@@ -71,6 +71,7 @@ pub(super) async fn create(
             return Err(refusal);
         }
         require_to_entitle(tx, call, &entitlement, entitlement.expire_time).await?;
+        call.gives(&roles::find(tx, &entitlement.role).await?.scopes);
         require_present(tx, call, principal).await?;
         call.require_power_over(tx, principal).await?;
         require_approvers(tx, call, &entitlement.approvers).await?;
@@ -92,7 +93,7 @@ pub(super) async fn get(
         let own = own_principals(&mut db, call).await?;
         let is_own = |principal: &PrincipalId| own.contains_key(principal);
         if !is_own(&entitlement.principal) && !entitlement.approvers.iter().any(is_own) {
-            return Err(Error::not_found(entitlement.name()));
+            return Err(Error::not_found(entitlement.id.to_string()));
         }
     }
     Ok(shown(&entitlement))
@@ -145,13 +146,14 @@ pub(super) async fn update(
     fields.finish()?;
     mutate!(call, |tx| {
         let mut entitlement = find(tx, id).await?;
-        convert::require_etag(&input.etag, entitlement.revision, entitlement.name())?;
+        convert::require_etag(&input.etag, entitlement.revision, entitlement.id)?;
         let before = entitlement.clone();
         for edit in edits.clone() {
             entitlement.edit(edit);
         }
         if entitlement != before {
             require_to_entitle(tx, call, &entitlement, entitlement.expire_time).await?;
+            call.gives(&roles::find(tx, &entitlement.role).await?.scopes);
             call.require_power_over(tx, entitlement.principal).await?;
             let added = entitlement.approvers.iter().copied();
             let added: Vec<PrincipalId> =
@@ -174,7 +176,7 @@ pub(super) async fn delete(call: &Call, request: &pb::DeleteEntitlementRequest) 
     let id = parse_id(&request.name).map_err(|text| Error::field("name", text))?;
     mutate!(call, |tx| {
         let entitlement = find(tx, id).await?;
-        convert::require_etag(&request.etag, entitlement.revision, entitlement.name())?;
+        convert::require_etag(&request.etag, entitlement.revision, entitlement.id)?;
         require_to_entitle(tx, call, &entitlement, Some(call.now)).await?;
         entitlements::delete(tx, id).await?;
         append_event(tx, call, &entitlement, &[]).await?;
@@ -185,7 +187,7 @@ pub(super) async fn delete(call: &Call, request: &pb::DeleteEntitlementRequest) 
 pub(super) const READ: &str = "elevations.read";
 
 pub(super) async fn find(db: &mut Read, id: EntitlementId) -> Result<Entitlement> {
-    let missing = || Error::not_found(format!("entitlements/{}", id.0));
+    let missing = || Error::not_found(id.to_string());
     entitlements::find(db, id).await?.ok_or_else(missing)
 }
 
@@ -228,7 +230,7 @@ async fn append_event(
     paths: &[&str],
 ) -> Result<()> {
     let event = call.event();
-    let event = event.about(entitlement.name(), entitlement.principal.account());
+    let event = event.about(entitlement.id, entitlement.principal.account());
     let event = event.detail("principal", entitlement.principal);
     let event = event.detail("role", format!("roles/{}", entitlement.role));
     events::append(tx, &event.changed(paths.iter().copied())).await?;
@@ -236,9 +238,7 @@ async fn append_event(
 }
 
 pub(super) fn parse_id(name: &str) -> Result<EntitlementId, String> {
-    let id = name.strip_prefix("entitlements/").and_then(name::uuid);
-    id.map(EntitlementId)
-        .ok_or_else(|| "must be entitlements/{id}".to_owned())
+    EntitlementId::parse(name).ok_or_else(|| "must be entitlements/{id}".to_owned())
 }
 
 /// Which entitlements a list is about.
@@ -308,7 +308,7 @@ fn edits(
 
 fn shown(entitlement: &Entitlement) -> pb::Entitlement {
     pb::Entitlement {
-        name: entitlement.name(),
+        name: entitlement.id.to_string(),
         etag: convert::etag(entitlement.revision),
         principal: entitlement.principal.to_string(),
         role: format!("roles/{}", entitlement.role),

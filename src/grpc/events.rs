@@ -48,7 +48,7 @@ impl pb::event_service_server::EventService for Events {
 
 fn shown(event: Event) -> pb::Event {
     pb::Event {
-        name: format!("events/{}", event.id.0),
+        name: event.id.to_string(),
         r#type: event.kind,
         time: Some(convert::timestamp(event.time)),
         rpc: event.rpc,

@@ -18,7 +18,7 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         filter,
         grant::{Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
-        name::{self, AccountId, GrantId, PrincipalId},
+        name::{AccountId, GrantId, PrincipalId},
         page,
         time::{self, Timestamp},
     },
@@ -77,6 +77,7 @@ impl pb::grant_service_server::GrantService for Grants {
         };
         let grant = mutate!(call, |tx| {
             require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
+            gives(tx, &call, &grant.permission).await?;
             groups::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
             insert(tx, &call, &grant).await?;
@@ -126,7 +127,7 @@ impl pb::grant_service_server::GrantService for Grants {
         fields.finish()?;
         let grant = mutate!(call, |tx| {
             let mut grant = find(tx, id).await?;
-            convert::require_etag(&input.etag, grant.revision, grant.name())?;
+            convert::require_etag(&input.etag, grant.revision, grant.id)?;
             let before = grant.clone();
             for edit in edits.clone() {
                 grant.edit(edit);
@@ -139,7 +140,17 @@ impl pb::grant_service_server::GrantService for Grants {
                     ));
                 }
                 require_lasting(&grant, call.now)?;
-                require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
+                let end = |it: &Grant| it.expire_time.unwrap_or(Timestamp::MAX);
+                let until = if end(&grant) > end(&before)
+                    || time::has_passed(before.expire_time, call.now)
+                {
+                    gives(tx, &call, &grant.permission).await?;
+                    grant.expire_time
+                } else {
+                    // It gives no more than before, and may have been given by somebody who may for longer.
+                    Some(call.now)
+                };
+                require_to_grant(tx, &call, &grant.permission, until).await?;
                 call.require_power_over(tx, grant.principal).await?;
                 if time::has_passed(before.expire_time, call.now) {
                     // One that was over gives what was not there.
@@ -160,7 +171,7 @@ impl pb::grant_service_server::GrantService for Grants {
         let id = grant_id(&request.name)?;
         mutate!(call, |tx| {
             let grant = find(tx, id).await?;
-            convert::require_etag(&request.etag, grant.revision, grant.name())?;
+            convert::require_etag(&request.etag, grant.revision, grant.id)?;
             require_lasting(&grant, call.now)?;
             require_to_grant(tx, &call, &grant.permission, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
@@ -196,7 +207,7 @@ impl pb::grant_service_server::GrantService for Grants {
 }
 
 async fn find(db: &mut Read, id: GrantId) -> Result<Grant> {
-    let missing = || Error::not_found(format!("grants/{}", id.0));
+    let missing = || Error::not_found(id.to_string());
     grants::find(db, id).await?.ok_or_else(missing)
 }
 
@@ -221,8 +232,12 @@ async fn begin(tx: &mut Write, call: &Call, principal: PrincipalId) -> Result<()
 fn require_lasting(grant: &Grant, now: Timestamp) -> Result<()> {
     match grant.elevation {
         Some(id) if !time::has_passed(grant.expire_time, now) => {
-            let text = format!("is of elevations/{}, which can be ended", id.0);
-            Err(Error::precondition(Reason::WrongState, grant.name(), text))
+            let text = format!("is of {id}, which can be ended");
+            Err(Error::precondition(
+                Reason::WrongState,
+                grant.id.to_string(),
+                text,
+            ))
         }
         _ => Ok(()),
     }
@@ -240,7 +255,7 @@ pub(super) async fn void_begun(tx: &mut Write, principal: PrincipalId) -> Result
 }
 
 async fn append_event(tx: &mut Write, call: &Call, grant: &Grant, paths: &[&str]) -> Result<()> {
-    let event = call.event().about(grant.name(), grant.principal.account());
+    let event = call.event().about(grant.id, grant.principal.account());
     let event = event.detail("principal", grant.principal);
     let event = event.detail("permission", grant.permission.name());
     events::append(tx, &event.changed(paths.iter().copied())).await?;
@@ -264,6 +279,15 @@ async fn require_to_grant(
     }
 }
 
+/// Says what somebody gets by a grant.
+async fn gives(db: &mut Read, call: &Call, permission: &Permission) -> Result<()> {
+    match permission {
+        Permission::Role(id) => call.gives(&roles::find(db, id).await?.scopes),
+        Permission::Scope(name) => call.gives([name]),
+    }
+    Ok(())
+}
+
 /// Whoever is to hold a grant, `users/me` included.
 fn principal(call: &Call, name: &str) -> Result<PrincipalId, String> {
     match call.account("grant.principal", name) {
@@ -284,9 +308,7 @@ fn permission(sent: Option<&pb::grant::Permission>) -> Result<Permission> {
 }
 
 fn parse_id(name: &str) -> Result<GrantId, String> {
-    let id = name.strip_prefix("grants/").and_then(name::uuid);
-    id.map(GrantId)
-        .ok_or_else(|| "must be grants/{id}".to_owned())
+    GrantId::parse(name).ok_or_else(|| "must be grants/{id}".to_owned())
 }
 
 fn grant_id(name: &str) -> Result<GrantId> {
@@ -321,7 +343,7 @@ fn edits(fields: &mut Fields, paths: &[&str], input: &pb::Grant, now: Timestamp)
 fn shown(grant: &Grant) -> pb::Grant {
     let name = grant.permission.name();
     pb::Grant {
-        name: grant.name(),
+        name: grant.id.to_string(),
         etag: convert::etag(grant.revision),
         principal: grant.principal.to_string(),
         permission: Some(match &grant.permission {
@@ -333,10 +355,7 @@ fn shown(grant: &Grant) -> pb::Grant {
         create_time: Some(convert::timestamp(grant.create_time)),
         start_time: convert::some_timestamp(grant.start_time),
         expire_time: convert::some_timestamp(grant.expire_time),
-        elevation: grant
-            .elevation
-            .map(|id| format!("elevations/{}", id.0))
-            .unwrap_or_default(),
+        elevation: grant.elevation.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

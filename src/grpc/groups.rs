@@ -22,6 +22,7 @@ use crate::{
         name::{GroupId, PrincipalId},
         page, text,
         time::Timestamp,
+        token::OWN_AUDIENCE,
     },
     store::{
         db::{Read, Write},
@@ -170,6 +171,7 @@ impl pb::group_service_server::GroupService for Groups {
             find(tx, group).await?;
             let known = groups::find_member(tx, group, member).await?;
             require_to_change(tx, &call, group, end).await?;
+            call.gives(&grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?);
             require_present(tx, &call, member).await?;
             call.require_power_over(tx, member).await?;
             require_order(tx, &call, group, member).await?;

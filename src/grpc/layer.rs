@@ -25,6 +25,7 @@ use tracing::Instrument as _;
 use super::{
     body::{Limit, Received},
     call::Context,
+    inward::FRAME_HEAD,
     status,
 };
 use crate::{
@@ -167,9 +168,6 @@ impl Drop for Place {
         self.app.metrics.calls.dec();
     }
 }
-
-/// Bytes before a message: whether it is compressed, and its length.
-const FRAME_HEAD: usize = 5;
 
 /// A status as a gRPC response.
 pub fn answer(status: &Status) -> Response {

@@ -11,18 +11,22 @@ mod answers;
 pub mod body;
 pub mod call;
 mod challenges;
+mod changes;
+mod consent;
 mod contact_changes;
 mod contact_codes;
 mod contact_fields;
 mod contacts;
 mod convert;
 mod credentials;
-pub(crate) mod elevations;
+mod elevations;
 mod entitlements;
 mod events;
 mod factors;
+mod giving;
 mod grants;
 mod groups;
+pub mod inward;
 mod keys;
 pub mod layer;
 mod messages;
@@ -69,7 +73,7 @@ type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
 /// Every service of ours, on one screen.
 pub fn services(app: &Arc<App>) -> Routes {
     use pb::{
-        contact_service_server::ContactServiceServer,
+        change_service_server::ChangeServiceServer, contact_service_server::ContactServiceServer,
         credential_service_server::CredentialServiceServer,
         elevation_service_server::ElevationServiceServer, event_service_server::EventServiceServer,
         grant_service_server::GrantServiceServer, group_service_server::GroupServiceServer,
@@ -121,6 +125,10 @@ pub fn services(app: &Arc<App>) -> Routes {
         )
         .add_service(
             ElevationServiceServer::new(elevations::Elevations { app: app() })
+                .max_decoding_message_size(max),
+        )
+        .add_service(
+            ChangeServiceServer::new(changes::Changes { app: app() })
                 .max_decoding_message_size(max),
         )
         .add_service(

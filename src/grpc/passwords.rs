@@ -159,6 +159,7 @@ pub(super) async fn import(
             call.now,
         )?;
         call.require_full_power_over(tx, id).await?;
+        call.opens(tx, id.into()).await?;
         let owner = users::find_with_password(tx, id).await?;
         let credential = match owner.and_then(|owner| owner.password) {
             None => {
@@ -211,6 +212,7 @@ pub(super) async fn create_reset(
         user.lifecycle
             .require(&[State::Active], user.id, call.now)?;
         call.require_full_power_over(tx, user.id).await?;
+        call.opens(tx, user.id.into()).await?;
         // One at a time: a lost code is good for nobody once there is another.
         password_resets::delete_all(tx, user.id).await?;
         password_resets::insert(tx, &code.digest(), user.id, call.now, expire_time).await?;

@@ -6,6 +6,7 @@ use super::{
     convert,
     credentials::{edits, find_for_change, maker, not_allowed, require_room, shown},
     pb,
+    system_accounts::require_ours,
 };
 use crate::{
     domain::{
@@ -133,6 +134,8 @@ async fn store(
         let account = system_accounts::find(tx, id).await?;
         let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
         call.require_power_over(tx, parent).await?;
+        // Only whoever has the machine gets into what accountd made for itself.
+        require_ours(&account)?;
         account.lifecycle.require(
             &[AccountState::Active, AccountState::Suspended],
             parent,
@@ -199,6 +202,11 @@ pub(super) async fn rotate(
     let new_id = CredentialId(call.new_uuid());
     let response = mutate!(call, |tx| {
         let mut old = find_for_change(tx, call, account, id, &request.etag).await?;
+        if let AccountId::System(id) = account
+            && let Some(program) = system_accounts::find(tx, id).await?
+        {
+            require_ours(&program)?;
+        }
         let kind = secret_kind(old.kind).ok_or_else(|| {
             let text = "is not a secret that accountd makes";
             Error::precondition(Reason::CredentialKindNotAllowed, old.name(), text)

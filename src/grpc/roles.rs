@@ -55,6 +55,8 @@ impl pb::role_service_server::RoleService for Roles {
             role.edit(edit);
         }
         let role = mutate!(call, |tx| {
+            // Whoever is to be given the role by its name is not to find more in it.
+            call.gives(&role.scopes);
             if roles::count(tx).await? >= MAX_ROLES {
                 let text = format!("has {MAX_ROLES} roles, which is the limit");
                 return Err(Error::precondition(Reason::LimitReached, "roles", text));
@@ -130,6 +132,7 @@ impl pb::role_service_server::RoleService for Roles {
             if role != before {
                 let changed = role.scopes.symmetric_difference(&before.scopes);
                 require_to_change(tx, &call, changed).await?;
+                call.gives(role.scopes.difference(&before.scopes));
                 if !role.scopes.is_subset(&before.scopes) {
                     roles::void_begun(tx, id).await?;
                 }

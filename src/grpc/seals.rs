@@ -1,6 +1,7 @@
 //! What SystemAccountService does with the seals of accounts for emergencies.
 
 use super::{
+    accounts,
     call::{Call, mutate},
     convert, pb,
     system_accounts::{find_for_change, store},
@@ -9,18 +10,13 @@ use crate::{
     domain::{
         account::State,
         error::{Error, Fields, Reason, Result},
-        name::{AccountId, SystemAccountId, UserId},
-        scope::ScopeName,
+        name::{AccountId, SystemAccountId},
         seal::{self, Seal, Step},
         system_account::{Kind, SystemAccount},
         text,
         time::Timestamp,
-        token::OWN_AUDIENCE,
     },
-    store::{
-        db::{Read, Write},
-        events, grants, users,
-    },
+    store::{db::Write, events},
 };
 
 /// One of the two people who open an account.
@@ -46,7 +42,7 @@ pub(super) async fn unseal(
         let mut account = find_sealable(tx, call, id, &request.etag).await?;
         account.lifecycle.require(&[State::Active], id, call.now)?;
         if let Some(first) = account.seal.pending(times, call.now).map(|it| it.by)
-            && !may_unseal(tx, first, call.now).await?
+            && !accounts::may(tx, first, UNSEAL, call.now).await?
         {
             account.seal.close();
         }
@@ -103,14 +99,6 @@ async fn find_sealable(
         id.to_string(),
         text,
     ))
-}
-
-/// Whether somebody who has asked for an account to be unsealed may still do so.
-async fn may_unseal(db: &mut Read, id: UserId, now: Timestamp) -> Result<bool> {
-    let user = users::find(db, id).await?;
-    let holdings = grants::holdings(db, id.into(), Some(OWN_AUDIENCE), now).await?;
-    Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
-        && holdings.holds(&ScopeName::own(UNSEAL), now))
 }
 
 /// The scope that the policy of UnsealSystemAccount asks for.

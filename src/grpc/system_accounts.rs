@@ -139,15 +139,19 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 shown(&account, &call)
             } else {
                 let before = account.limits.clone();
+                let end = |it: &SystemAccount| it.lifecycle.expire_time.unwrap_or(Timestamp::MAX);
+                let known_end = end(&account);
                 for edit in edits.clone() {
                     account.edit(edit);
                 }
+                if end(&account) > known_end {
+                    call.revives(tx, id).await?;
+                }
                 let limits = &account.limits;
                 let field = "system_account.scope_ceiling";
-                require_to_raise(tx, &call, id, field, |name| {
-                    limits.permit(name) && !before.permit(name)
-                })
-                .await?;
+                let lets_through = |name: &ScopeName| limits.permit(name) && !before.permit(name);
+                let raised = require_to_raise(tx, &call, id, field, lets_through).await?;
+                call.gives(&raised);
                 let event = call.event().about_account(id);
                 store(tx, &call, account, event.changed(paths.iter().copied())).await?
             }
@@ -196,6 +200,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             if let Some(owner) = account.owner {
                 require_owner(tx, owner, call.now).await?;
             }
+            call.revives(tx, id).await?;
             account.lifecycle.resume();
             // One may have been issued while the suspension was on its way.
             account.revoke_tokens(call.now);
@@ -238,6 +243,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         let account = mutate!(call, |tx| {
             let mut account = find_for_change(tx, &call, id, &request.etag).await?;
             account.lifecycle.require(&[State::Deleted], id, call.now)?;
+            call.revives(tx, id).await?;
             account.lifecycle.undelete();
             account.revoke_tokens(call.now);
             store(tx, &call, account, call.event().about_account(id)).await?
@@ -319,7 +325,7 @@ pub(super) async fn store(
 }
 
 /// Refuses to change what accountd made for itself.
-fn require_ours(account: &SystemAccount) -> Result<()> {
+pub(super) fn require_ours(account: &SystemAccount) -> Result<()> {
     if !account.built_in() {
         return Ok(());
     }
@@ -359,21 +365,22 @@ fn owner(call: &Call, name: &str) -> Result<UserId, String> {
         .map_err(|_| "is required: users/{uid}".to_owned())
 }
 
-/// Whoever raises a ceiling gives what is granted above it: refuses unless the caller may.
+/// Whoever raises a ceiling gives what is granted above it: refuses unless the caller may. What that is.
 pub(super) async fn require_to_raise(
     db: &mut Read,
     call: &Call,
     id: SystemAccountId,
     field: &str,
     lets_through: impl Fn(&ScopeName) -> bool,
-) -> Result<()> {
+) -> Result<Vec<ScopeName>> {
     let mut found = Vec::new();
     for name in grants::power(db, id.into(), None, call.now).await? {
         if lets_through(&name) {
             found.push(scopes::find(db, &name).await?);
         }
     }
-    call.require_to_grant(db, &found, None, field).await
+    call.require_to_grant(db, &found, None, field).await?;
+    Ok(found.into_iter().map(|scope| scope.name).collect())
 }
 
 fn is_set(path: &str, account: &pb::SystemAccount) -> bool {

@@ -267,9 +267,14 @@ impl pb::user_service_server::UserService for Users {
             let mut user = find_for_change(tx, &call, id, &input.etag).await?;
             user.lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            let end = |user: &User| user.lifecycle.expire_time.unwrap_or(Timestamp::MAX);
+            let known_end = end(&user);
             if !edits.is_empty() {
                 for edit in edits.clone() {
                     user.edit(edit);
+                }
+                if end(&user) > known_end {
+                    call.revives(tx, id).await?;
                 }
                 user.touch(call.now);
                 users::update(tx, &user).await?;
@@ -328,6 +333,7 @@ impl pb::user_service_server::UserService for Users {
         let user = mutate!(call, |tx| {
             let mut user = find_for_change(tx, &call, id, &request.etag).await?;
             user.lifecycle.require(&[State::Suspended], id, call.now)?;
+            call.revives(tx, id).await?;
             user.lifecycle.resume();
             let event = call.event().about_account(id);
             store_state(tx, &call, &mut user, event, None).await?
@@ -360,6 +366,7 @@ impl pb::user_service_server::UserService for Users {
         let user = mutate!(call, |tx| {
             let mut user = find_for_change(tx, &call, id, &request.etag).await?;
             user.lifecycle.require(&[State::Deleted], id, call.now)?;
+            call.revives(tx, id).await?;
             user.lifecycle.undelete();
             let event = call.event().about_account(id);
             store_state(tx, &call, &mut user, event, None).await?

@@ -6,22 +6,22 @@
 use std::{collections::HashMap, sync::Arc};
 
 use axum::{Router, body::Body, extract::Request, response::IntoResponse, response::Response};
-use bytes::{Bytes, BytesMut};
-use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
-use http_body_util::BodyExt as _;
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts,
+};
 use prost::Message as _;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, ExtensionDescriptor, Kind,
     MessageDescriptor, MethodDescriptor,
 };
 use serde_json::{Map, Value};
-use tower::ServiceExt as _;
 
 use super::template::{Bindings, Template};
 use crate::{
     app::App,
     grpc::{
         body::{Intake, Limit, Received},
+        inward::Inward,
         status::{self, JsonError},
     },
 };
@@ -179,36 +179,20 @@ impl Gateway {
         headers: &HeaderMap,
         extensions: Extensions,
     ) -> Outcome {
-        let mut request = Request::post(grpc_path(method))
-            .header(header::CONTENT_TYPE, "application/grpc")
-            .header(header::TE, "trailers");
-        for name in PASSED_ON {
-            for value in headers.get_all(name) {
-                request = request.header(name, value);
-            }
-        }
-        let mut request = request
-            .body(Body::from(frame(message)))
-            .map_err(|error| malformed(&error.to_string()))?;
-        // The peer's address and plane.
-        *request.extensions_mut() = extensions;
-        let response = match self.grpc.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
+        let passed_on = PASSED_ON.iter().flat_map(|name| {
+            let values = headers.get_all(*name).iter();
+            values.map(|value| (HeaderName::from_static(name), value.clone()))
+        });
+        let call = Inward {
+            rpc: &grpc_path(method),
+            message: &message.encode_to_vec(),
+            headers: passed_on.collect(),
+            // The peer's address and plane.
+            extensions,
         };
-        let (head, body) = response.into_parts();
-        if let Some(status) = status::of_head(&head.headers) {
-            return Err(status::to_json(&status));
-        }
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| malformed(&error.to_string()))?;
-        if let Some(status) = body.trailers().and_then(status::of_head) {
-            return Err(status::to_json(&status));
-        }
-        let bytes = body.to_bytes();
-        DynamicMessage::decode(method.output(), bytes.slice(FRAME_HEAD.min(bytes.len())..))
+        let answer = call.send(self.grpc.clone()).await;
+        let answer = answer.map_err(|status| status::to_json(&status))?;
+        DynamicMessage::decode(method.output(), answer)
             .map_err(|error| malformed(&error.to_string()))
     }
 }
@@ -274,19 +258,6 @@ fn rules_of(method: &MethodDescriptor, http: &ExtensionDescriptor) -> Vec<Rule> 
 
 fn grpc_path(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
-}
-
-/// Bytes before a message: not compressed, and its length.
-const FRAME_HEAD: usize = 5;
-
-fn frame(message: &DynamicMessage) -> Bytes {
-    let body = message.encode_to_vec();
-    let mut frame = BytesMut::with_capacity(FRAME_HEAD + body.len());
-    frame.extend_from_slice(&[0]);
-    // The limit on bodies is far below 4 GiB.
-    frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
-    frame.extend_from_slice(&body);
-    frame.freeze()
 }
 
 /// The request message of body, query and path, which win in this order from last to first: proto3

@@ -5,6 +5,7 @@
 //! Invariant: the drivers, rusqlite and sqlx, are named in this folder and nowhere else.
 
 pub mod challenges;
+pub mod changes;
 pub mod client_assertions;
 pub mod contact_changes;
 pub mod contact_codes;

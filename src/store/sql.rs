@@ -26,8 +26,8 @@ use super::error::{Error, Result};
 use crate::domain::{
     account::{Lifecycle, State},
     name::{
-        AccountId, ContactId, CredentialId, ElevationId, EntitlementId, EventId, GrantId, GroupId,
-        MessageId, PrincipalId, SessionId, SystemAccountId, UserId,
+        AccountId, ChangeId, ContactId, CredentialId, ElevationId, EntitlementId, EventId, GrantId,
+        GroupId, MessageId, PrincipalId, SessionId, SystemAccountId, UserId,
     },
     time::Timestamp,
 };
@@ -439,6 +439,7 @@ column! {
     GroupId: Uuid, |id: GroupId| id.0, GroupId;
     EntitlementId: Uuid, |id: EntitlementId| id.0, EntitlementId;
     ElevationId: Uuid, |id: ElevationId| id.0, ElevationId;
+    ChangeId: Uuid, |id: ChangeId| id.0, ChangeId;
     EventId: Uuid, |id: EventId| id.0, EventId;
     ContactId: Uuid, |id: ContactId| id.0, ContactId;
     MessageId: Uuid, |id: MessageId| id.0, MessageId;

@@ -340,5 +340,6 @@ pub async fn purge(db: &mut Write, id: SystemAccountId, now: Timestamp) -> Resul
     super::groups::leave_all(db, id.into()).await?;
     super::entitlements::delete_all(db, id.into()).await?;
     super::elevations::delete_all(db, id.into()).await?;
+    super::changes::delete_open(db, id.into()).await?;
     Ok(true)
 }

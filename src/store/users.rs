@@ -568,5 +568,6 @@ pub async fn purge(db: &mut Write, id: UserId, now: Timestamp, until: Timestamp)
     super::groups::leave_all(db, id.into()).await?;
     super::entitlements::delete_all(db, id.into()).await?;
     super::elevations::delete_all(db, id.into()).await?;
+    super::changes::delete_open(db, id.into()).await?;
     Ok(true)
 }

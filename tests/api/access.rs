@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use accountd::grpc::{DESCRIPTORS, pb};
+use accountd::{
+    config::Config,
+    grpc::{DESCRIPTORS, pb},
+};
 use bytes::{Buf as _, BufMut as _, Bytes};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage as _, Value};
@@ -18,7 +21,7 @@ use tonic::{
 };
 
 use crate::{
-    contacts, elevations,
+    changes, contacts, elevations,
     golden::assert_golden,
     groups,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
@@ -63,6 +66,7 @@ struct Stage {
     entitlement: String,
     elevation: String,
     key: String,
+    change: String,
     anonymous: Actor,
     user: Actor,
     system_account: Actor,
@@ -78,7 +82,9 @@ struct Stage {
 
 impl Stage {
     async fn set(engine: Engine) -> (Server, Self) {
-        let server = engine.server().await;
+        let mark =
+            |config: &mut Config| config.four_eyes.rpcs = vec!["RevokeSigningKey".to_owned()];
+        let server = engine.server_with(mark).await;
         let expired = server.signed_in("carol").await;
         server.advance_s(301);
         let suspended = server.signed_in("dave").await;
@@ -96,6 +102,8 @@ impl Stage {
             .keys()
             .prepare_signing_key(pb::PrepareSigningKeyRequest::default())
             .await;
+        let key = key.expect("a key").into_inner();
+        let change = changes::pending(changes::revoke(&operator, &key).await);
         let made = scopes::create(&operator, scopes::scope("scopes/shop:pack")).await;
         made.expect("a scope");
         let made = roles::create(&operator, roles::role("roles/packer", &[])).await;
@@ -121,7 +129,8 @@ impl Stage {
             entitlement: entitlement.name,
             elevation: elevation.expect("asked").name,
             group: groups::create(&operator, "Crew").await,
-            key: key.expect("a key").into_inner().name,
+            key: key.name,
+            change,
             alice: alice.name().to_owned(),
             robot: robot.name,
             anonymous: server.anonymous().await,
@@ -177,6 +186,7 @@ impl Stage {
             "groups/*" => &self.group,
             "entitlements/*" => &self.entitlement,
             "elevations/*" => &self.elevation,
+            "changes/*" => &self.change,
             "scopes/*" => "scopes/shop:pack",
             "roles/*" => "roles/packer",
             "signingKeys/*" => &self.key,

@@ -6,8 +6,8 @@ use accountd::{
 };
 
 use crate::{
-    contacts, elevations, groups,
-    harness::{Actor, Engine, Server, assert_refused, on_both_engines, password},
+    changes, contacts, elevations, groups,
+    harness::{Actor, Engine, Server, assert_refused, grant_request, on_both_engines, password},
     mail_server::MailServer,
     messages, roles, scopes,
 };
@@ -140,7 +140,7 @@ on_both_engines! {
         keys.revoke_signing_key(pb::RevokeSigningKeyRequest { name: key.name, ..Default::default() }).await.expect("revoked");
 
         let operator = server.operator().await;
-        let events = all(&operator, "").await;
+        let events = [all(&operator, "").await, change_by_two(engine).await].concat();
         for policy in accountd::domain::access::POLICIES.iter().filter(|policy| !policy.event.is_empty()) {
             let rpc = policy.rpc.trim_start_matches('/');
             let found = events.iter().any(|event| event.r#type == policy.event && event.rpc == rpc);
@@ -148,7 +148,7 @@ on_both_engines! {
         }
         for event in &events {
             let known = accountd::domain::access::POLICIES.iter().any(|policy| policy.event == event.r#type)
-                || event.r#type == "system_account.unseal_requested";
+                || ["system_account.unseal_requested", "change.proposed"].contains(&&*event.r#type);
             assert!(known, "{} is no policy's event", event.r#type);
         }
     }
@@ -222,6 +222,23 @@ async fn change_elevations(server: &Server) {
     ended.expect("ended");
     let deleted = elevations::delete(&operator, &rule.name).await;
     deleted.expect("deleted");
+}
+
+/// The events of asking for what nobody does alone: once it is refused, once it is agreed to.
+async fn change_by_two(engine: Engine) -> Vec<pb::Event> {
+    let server = changes::server(engine, &[]).await;
+    let dan = changes::operator(&server, "dan").await;
+    let ed = changes::operator(&server, "ed").await;
+    let eve = server.user("eve").await.name;
+    let ask = async || {
+        let asked = grant_request(&eve, "roles/operator");
+        changes::pending(dan.actor.grants().create_grant(asked).await)
+    };
+    let denied = changes::deny(&ed.actor, &ask().await).await;
+    denied.expect("denied");
+    let approved = changes::approve(&ed.actor, &ask().await).await;
+    approved.expect("approved");
+    all(&ed.actor, "").await
 }
 
 /// Changes a grant and takes it back.

@@ -102,6 +102,9 @@ pub fn config(folder: &Path) -> Config {
     };
     config.hashing.max_wait_ms = 60_000;
     config.database.max_connections = 6;
+    // Most tests have one operator.
+    config.four_eyes.rpcs = Vec::new();
+    config.four_eyes.roles = Vec::new();
     config
 }
 
@@ -453,8 +456,9 @@ impl Actor {
         tokens: token_service_client::TokenServiceClient,
         keys: key_service_client::KeyServiceClient,
         elevations: elevation_service_client::ElevationServiceClient,
-    groups: group_service_client::GroupServiceClient,
-    scopes: scope_service_client::ScopeServiceClient,
+        changes: change_service_client::ChangeServiceClient,
+        groups: group_service_client::GroupServiceClient,
+        scopes: scope_service_client::ScopeServiceClient,
         roles: role_service_client::RoleServiceClient,
         grants: grant_service_client::GrantServiceClient,
         events: event_service_client::EventServiceClient,

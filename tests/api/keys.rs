@@ -178,7 +178,7 @@ on_both_engines! {
     }
 }
 
-async fn list(actor: &Actor) -> Vec<pb::SigningKey> {
+pub async fn list(actor: &Actor) -> Vec<pb::SigningKey> {
     let response = actor
         .keys()
         .list_signing_keys(pb::ListSigningKeysRequest::default())
@@ -186,7 +186,7 @@ async fn list(actor: &Actor) -> Vec<pb::SigningKey> {
     response.expect("a list").into_inner().signing_keys
 }
 
-async fn prepare(actor: &Actor, algorithm: &str) -> Result<pb::SigningKey, Status> {
+pub async fn prepare(actor: &Actor, algorithm: &str) -> Result<pb::SigningKey, Status> {
     let request = pb::PrepareSigningKeyRequest {
         algorithm: algorithm.to_owned(),
         ..Default::default()

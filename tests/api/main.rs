@@ -18,6 +18,7 @@ mod access;
 mod assertions;
 mod budget;
 mod certificates;
+mod changes;
 mod contacts;
 mod crash;
 mod credentials;
