@@ -90,14 +90,20 @@ fn policies(pool: &DescriptorPool) -> Result<String> {
             }
             _ => "Restricted",
         };
+        let reach = match number("reach") {
+            1 => "Target",
+            2 => "Found",
+            _ => "All",
+        };
         writeln!(
             code,
             "    Policy {{ rpc: {path:?}, access: Access::{access}, scopes: &{scopes:?}, \
-             allow_self: {allow_self}, field_scopes: &{:?}, demand: {}, private: {}, event: {:?}, \
-             may_wait: {} }},",
+             allow_self: {allow_self}, field_scopes: &{:?}, demand: {}, private: {}, \
+             reach: Reach::{}, event: {:?}, may_wait: {} }},",
             strings(&policy, "field_scope"),
             demand(&policy),
             number("plane") == 1,
+            reach,
             text(&policy, "event"),
             may_wait(&rpc, &policy),
         )?;

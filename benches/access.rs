@@ -191,6 +191,7 @@ fn grant(id: GrantId, group: GroupId, permission: Permission) -> Grant {
         revision: 1,
         principal: group.into(),
         permission,
+        resource: String::new(),
         reason: "made up".to_owned(),
         granted_by: "accountd".to_owned(),
         create_time: NOW,

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | [`domain`] | the rules; pure functions of their arguments |
 //! | [`store`] | the SQL: one text for SQLite and PostgreSQL, over `db`, the seam between them |
-//! | [`grpc`] | one file for each proto service; `contact_codes`, `contact_changes` and `contact_fields` beside `contacts`, `messages` beside all that write to people, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`, `accounts` for what is asked of either kind, `access` beside `grants`, `entitlements` beside `elevations`; `call` is the door, with `giving`, who may give what, and `consent`, what waits for a second person, beside it, `secrets` and `mint` the two places where secrets are checked and tokens made |
+//! | [`grpc`] | one file for each proto service; `contact_codes`, `contact_changes` and `contact_fields` beside `contacts`, `messages` beside all that write to people, `passwords`, `factors` and `program_credentials` beside `credentials`, `challenges`, `answers` and `sign_in` beside `sessions`, `seals` beside `system_accounts`, `accounts` for what is asked of either kind, `access` beside `grants`, `entitlements` beside `elevations`; `call` is the door, with `giving`, who may give what, `consent`, what waits for a second person, and `reach`, what a caller finds, beside it, `secrets` and `mint` the two places where secrets are checked and tokens made |
 //! | [`http`] | JSON, well-known documents and the OAuth token endpoint, all calling the RPCs |
 //! | [`hasher`] | the bounded lanes in which passwords are hashed |
 //! | [`messenger`] | messages to people: templates, mail server, webhook, and what became of each |
@@ -60,7 +60,8 @@
 //! - what somebody holds: [`domain::grant::Holdings`], [`domain::group`], `store/groups.rs`; what of it is in a
 //!   token: [`domain::token::Grounds`]; who may give it to others: `grpc/giving.rs`
 //! - power that is borrowed: [`domain::elevation`], `grpc/elevations.rs`; what nobody does alone:
-//!   [`domain::change`], `grpc/consent.rs`
+//!   [`domain::change`], `grpc/consent.rs`; what is there for whoever holds a scope for some groups only:
+//!   `grpc/reach.rs`, `store/within.rs`
 //! - who may call what: the policies in `proto/`, [`domain::access`], [`grpc::call::Call::enter`]
 //! - every secret that is presented: `grpc/secrets/`; guessing: [`domain::throttle`]
 //! - sign-in in steps: [`domain::challenge`]; what a person has shown, and what an RPC demands:

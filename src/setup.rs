@@ -345,6 +345,7 @@ impl Bootstrap {
             id: GrantId(env.random.uuid(now)),
             revision: 1,
             principal: account.id.into(),
+            resource: String::new(),
             permission: Permission::Role("operator".to_owned()),
             reason: "the first operator".to_owned(),
             granted_by: Actor::Accountd.name(),

@@ -1,13 +1,17 @@
 //! Who may call what: the policies declared in the protos, and the one function that applies them.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::LazyLock,
+};
 
 use uuid::Uuid;
 
 use super::{
     assurance::{Assurance, Demand},
     error::{Error, Reason, Result},
-    name::{AccountId, CredentialId, SessionId},
+    name::{AccountId, CredentialId, GroupId, SessionId},
+    scope,
     token::{AccountClaims, Claims},
 };
 
@@ -27,6 +31,8 @@ pub struct Policy {
     pub demand: Option<Demand>,
     /// Served on the private listener only, when there is one.
     pub private: bool,
+    /// What it is about, for callers who hold one of the scopes for some groups only.
+    pub reach: Reach,
     /// The type of the event that a success writes; empty for reads.
     pub event: &'static str,
     /// Whether a call can be held up until a second person has agreed: it needs a scope, and answers no secret
@@ -47,6 +53,17 @@ pub enum Access {
     Authenticated,
     /// For holders of one of the scopes, or the account itself.
     Restricted,
+}
+
+/// What an RPC is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Whatever there is: whoever holds a scope for some groups only is not admitted.
+    All,
+    /// The account or group that the path names.
+    Target,
+    /// Those that it finds, which it has to limit to the groups of the caller.
+    Found,
 }
 
 /// The policy of every RPC, made by the build from the protos.
@@ -74,6 +91,8 @@ pub struct Principal {
     pub proof: Proof,
     /// What the token permits.
     pub scopes: Vec<String>,
+    /// What it permits besides with what this call is about.
+    pub here: Vec<String>,
     pub client_id: String,
 }
 
@@ -96,12 +115,48 @@ impl Principal {
             id: claims.account_id(),
             proof,
             scopes: claims.scopes(),
+            here: Vec::new(),
             client_id: claims.client_id,
         }
     }
 
+    /// Whether the caller may do that with what this call is about.
     pub fn holds(&self, scope: &str) -> bool {
-        self.scopes.iter().any(|held| held == scope)
+        let mut held = self.scopes.iter().chain(&self.here);
+        held.any(|held| held == scope)
+    }
+
+    /// Whether the caller may do that wherever the scope says.
+    pub fn commands(&self, scope: &str) -> bool {
+        self.scopes.iter().any(|held| scope::covers(held, scope))
+    }
+
+    /// The groups for which alone the caller holds one of these scopes.
+    pub fn groups_for(&self, scopes: &[&str]) -> BTreeSet<GroupId> {
+        self.groups_where(|scope| scopes.contains(&scope))
+    }
+
+    /// The groups for which alone the caller holds anything.
+    pub fn groups(&self) -> BTreeSet<GroupId> {
+        self.groups_where(|_| true)
+    }
+
+    fn groups_where(&self, is_meant: impl Fn(&str) -> bool) -> BTreeSet<GroupId> {
+        let meant = self.scopes.iter().filter_map(|held| {
+            let (scope, resource) = scope::split(held);
+            resource.filter(|_| is_meant(scope))
+        });
+        meant.filter_map(GroupId::parse).collect()
+    }
+
+    /// What the caller holds for one of these groups.
+    pub fn held_for(&self, groups: &BTreeSet<GroupId>) -> Vec<String> {
+        let is_for =
+            |resource: &str| GroupId::parse(resource).is_some_and(|it| groups.contains(&it));
+        let held = self.scopes.iter().map(|held| scope::split(held));
+        held.filter(|(_, resource)| resource.is_some_and(is_for))
+            .map(|(scope, _)| scope.to_owned())
+            .collect()
     }
 
     /// Refuses unless the caller holds `scope`.
@@ -149,6 +204,12 @@ impl Caller {
     pub fn holds(&self, scope: &str) -> bool {
         self.principal()
             .is_some_and(|principal| principal.holds(scope))
+    }
+
+    /// Whether the caller may do that wherever the scope says.
+    pub fn commands(&self, scope: &str) -> bool {
+        self.principal()
+            .is_some_and(|principal| principal.commands(scope))
     }
 
     /// The caller's uuid, or nil for nobody: separates what callers may not share.
@@ -214,12 +275,13 @@ pub fn require_power_over<'a>(
 ) -> Result<()> {
     match held_by_target
         .into_iter()
-        .find(|scope| !caller.holds(scope))
+        .find(|scope| !caller.commands(scope))
     {
         None => Ok(()),
         Some(scope) => Err(Error::Denied {
             reason: Reason::TargetOutranksCaller,
-            scopes: vec![scope.to_owned()],
+            // For what else, is nobody's business.
+            scopes: vec![scope::split(scope).0.to_owned()],
         }),
     }
 }
@@ -229,7 +291,7 @@ pub fn require_held<'a>(
     caller: &Caller,
     handed_out: impl IntoIterator<Item = &'a str>,
 ) -> Result<()> {
-    match handed_out.into_iter().find(|scope| !caller.holds(scope)) {
+    match handed_out.into_iter().find(|scope| !caller.commands(scope)) {
         None => Ok(()),
         Some(scope) => Err(Error::Denied {
             reason: Reason::ScopeNotHeld,
@@ -250,6 +312,7 @@ mod tests {
             id,
             proof: Proof::Session(SessionId(Uuid::nil())),
             scopes: scopes.iter().map(ToString::to_string).collect(),
+            here: Vec::new(),
             client_id: String::new(),
         })
     }
@@ -263,6 +326,7 @@ mod tests {
             field_scopes: &[],
             demand: None,
             private: false,
+            reach: Reach::All,
             event: "",
             may_wait: false,
         }

@@ -76,9 +76,9 @@ impl FourEyes {
         self.rpcs.contains(rpc)
     }
 
-    /// Whether giving this scope waits, whichever RPC gives it.
+    /// Whether giving this scope waits, be it for one group only, and whichever RPC gives it.
     pub fn guards(&self, scope: &ScopeName) -> bool {
-        self.scopes.contains(scope)
+        self.scopes.contains(&scope.unlimited())
     }
 }
 
@@ -248,6 +248,7 @@ mod tests {
     fn of_a_role_counts_what_lesser_roles_do_not_have() {
         assert!(guards(&["roles/operator"], "keys.write"));
         assert!(guards(&["roles/operator"], "changes.approve"));
+        assert!(guards(&["roles/operator"], "groups.write@groups/7"));
         assert!(!guards(&["roles/operator"], "users.read"));
         assert!(!guards(&["roles/operator"], "sessions.create"));
         assert!(guards(

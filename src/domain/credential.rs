@@ -9,7 +9,7 @@ use super::{
     error::{Error, Reason, Result},
     key_set::KeySetUri,
     name::{AccountId, CredentialId},
-    passkey,
+    passkey, scope,
     time::{self, Timestamp},
     totp,
 };
@@ -227,8 +227,8 @@ impl Credential {
     }
 
     /// Whether its ceiling lets a scope through.
-    pub fn permits(&self, scope: &String) -> bool {
-        self.scope_ceiling.is_empty() || self.scope_ceiling.contains(scope)
+    pub fn permits(&self, scope: &str) -> bool {
+        scope::is_within(scope, &self.scope_ceiling)
     }
 
     /// What is a person's has a label and nothing else to edit.
@@ -260,8 +260,7 @@ impl Credential {
         if self.scope_ceiling.is_empty() {
             self.scope_ceiling.clone_from(&by.scope_ceiling);
         }
-        let wider =
-            |scope: &&String| !by.scope_ceiling.is_empty() && !by.scope_ceiling.contains(scope);
+        let wider = |scope: &&String| !by.permits(scope);
         if let Some(scope) = self.scope_ceiling.iter().find(wider) {
             let scopes = vec![scope.clone()];
             return Err(Error::Denied {

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
@@ -9,7 +10,7 @@ use super::{
     group::{self, Membership, Way},
     name::{ElevationId, GrantId, GroupId, PrincipalId},
     role,
-    scope::ScopeName,
+    scope::{self, ScopeName},
     time::{self, Timestamp},
 };
 
@@ -23,6 +24,8 @@ pub struct Grant {
     pub revision: i64,
     pub principal: PrincipalId,
     pub permission: Permission,
+    /// What it is for, and what is below that; empty for everything.
+    pub resource: String,
     pub reason: String,
     /// The resource name of whoever granted it, or `accountd`.
     pub granted_by: String,
@@ -122,6 +125,13 @@ pub struct Reaching<'a> {
     pub end_time: Timestamp,
 }
 
+impl Reaching<'_> {
+    /// The one that lasts longest first, then the shortest way.
+    fn rank(&self) -> (Reverse<Timestamp>, usize, GrantId) {
+        (Reverse(self.end_time), self.way.via.len(), self.grant.id)
+    }
+}
+
 /// Why a grant does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
@@ -129,17 +139,21 @@ pub enum Idle {
     Ended,
     /// The time of a membership on the way has not come or is over.
     NoMembership,
+    /// It is in effect for something else only.
+    Limited,
 }
 
 impl Holdings {
-    /// The scopes that a grant is of.
-    fn scopes<'a>(&'a self, grant: &'a Grant) -> impl Iterator<Item = &'a ScopeName> {
+    /// The scopes that a grant is of, each as it is limited by it.
+    fn scopes<'a>(&'a self, grant: &'a Grant) -> impl Iterator<Item = Cow<'a, ScopeName>> {
         let (one, many) = match &grant.permission {
             Permission::Scope(scope) => (Some(scope), None),
             Permission::Role(role) => (None, self.of_roles.get(role)),
         };
-        one.into_iter()
-            .chain(many.into_iter().flat_map(|scopes| scopes.iter()))
+        let all = one
+            .into_iter()
+            .chain(many.into_iter().flat_map(|scopes| scopes.iter()));
+        all.filter_map(|scope| limited(scope, &grant.resource))
     }
 
     /// The groups that the principal is in now, and itself.
@@ -184,7 +198,7 @@ impl Holdings {
                 if known.is_none_or(|known| known.end_time < end_time) {
                     let permission = grant.permission.name();
                     held.insert(
-                        scope.scope.clone(),
+                        scope.into_owned().scope,
                         Source {
                             end_time,
                             permission,
@@ -197,16 +211,10 @@ impl Holdings {
     }
 
     /// Every scope that is held now, with the grants of it: the one that lasts longest first.
-    pub fn effective(&self, now: Timestamp) -> BTreeMap<&ScopeName, Vec<Reaching<'_>>> {
-        let mut effective: BTreeMap<&ScopeName, Vec<Reaching<'_>>> = BTreeMap::new();
+    pub fn effective(&self, now: Timestamp) -> BTreeMap<Cow<'_, ScopeName>, Vec<Reaching<'_>>> {
+        let mut effective: BTreeMap<Cow<'_, ScopeName>, Vec<Reaching<'_>>> = BTreeMap::new();
         let mut reaching = self.reaching(now);
-        reaching.sort_by_key(|it| {
-            (
-                std::cmp::Reverse(it.end_time),
-                it.way.via.len(),
-                it.grant.id,
-            )
-        });
+        reaching.sort_by_key(Reaching::rank);
         for it in reaching {
             for scope in self.scopes(it.grant) {
                 effective.entry(scope).or_default().push(it.clone());
@@ -218,16 +226,23 @@ impl Holdings {
     /// The grants of a scope that do not count now: what is wrong with each, and the groups on a way to it.
     pub fn idle(&self, scope: &ScopeName, now: Timestamp) -> Vec<(&Grant, Idle, Vec<GroupId>)> {
         let ways = group::ways(self.principal, self.memberships.iter());
-        let counts: BTreeSet<GrantId> = self.reaching(now).iter().map(|it| it.grant.id).collect();
-        let others = self
+        let reaching = self.reaching(now);
+        let reaches = |grant: &Grant| reaching.iter().any(|it| it.grant.id == grant.id);
+        let is_idle = |grant: &Grant| !reaches(grant) || !self.covers(grant, scope);
+        let is_of_scope = |grant: &Grant| {
+            let mut scopes = self.scopes(grant);
+            scopes.any(|held| held.unlimited() == scope.unlimited())
+        };
+        let of_scope = self
             .grants
             .iter()
-            .filter(|grant| !counts.contains(&grant.id));
-        let of_scope = others.filter(|grant| self.scopes(grant).any(|held| held == scope));
+            .filter(|grant| is_of_scope(grant) && is_idle(grant));
         let idle = of_scope.filter_map(|grant| {
             let via = ways.get(&grant.principal)?.via.clone();
             let why = if time::has_passed(grant.expire_time, now) {
                 Idle::Ended
+            } else if reaches(grant) {
+                Idle::Limited
             } else if grant.is_in_effect(now) {
                 Idle::NoMembership
             } else {
@@ -238,17 +253,30 @@ impl Holdings {
         idle.collect()
     }
 
-    pub fn holds(&self, scope: &ScopeName, now: Timestamp) -> bool {
-        self.reaching(now)
-            .iter()
-            .any(|it| self.scopes(it.grant).any(|held| held == scope))
+    /// Whether a grant is of a scope, be it a wider one.
+    fn covers(&self, grant: &Grant, scope: &ScopeName) -> bool {
+        self.scopes(grant).any(|held| held.covers(scope))
     }
 
-    /// The names of the roles that are held now, and until when.
+    /// The grants of a scope, or a wider one, that are in effect: the one that lasts longest first.
+    pub fn reaching_to(&self, scope: &ScopeName, now: Timestamp) -> Vec<Reaching<'_>> {
+        let mut reaching = self.reaching(now);
+        reaching.retain(|it| self.covers(it.grant, scope));
+        reaching.sort_by_key(Reaching::rank);
+        reaching
+    }
+
+    pub fn holds(&self, scope: &ScopeName, now: Timestamp) -> bool {
+        !self.reaching_to(scope, now).is_empty()
+    }
+
+    /// The names of the roles that are held now, for everything, and until when.
     pub fn roles(&self, now: Timestamp) -> BTreeMap<String, Timestamp> {
         let mut roles = BTreeMap::new();
         for it in self.reaching(now) {
-            if let Permission::Role(_) = it.grant.permission {
+            if let Permission::Role(_) = it.grant.permission
+                && it.grant.resource.is_empty()
+            {
                 let end = roles
                     .entry(it.grant.permission.name())
                     .or_insert(it.end_time);
@@ -261,15 +289,40 @@ impl Holdings {
     pub fn has_role(&self, role: &str, now: Timestamp) -> bool {
         let role = Permission::Role(role.to_owned());
         let reaching = self.reaching(now);
-        reaching.iter().any(|it| it.grant.permission == role)
+        let mut unlimited = reaching.iter().filter(|it| it.grant.resource.is_empty());
+        unlimited.any(|it| it.grant.permission == role)
     }
 
     /// Every scope that is held or going to be.
-    pub fn prospective(&self, now: Timestamp) -> BTreeSet<&ScopeName> {
+    pub fn prospective(&self, now: Timestamp) -> BTreeSet<Cow<'_, ScopeName>> {
         let grants = self.grants.iter();
         let live = grants.filter(|grant| !time::has_passed(grant.expire_time, now));
         live.flat_map(|grant| self.scopes(grant)).collect()
     }
+}
+
+/// A scope as it is granted for a resource, if it can be: of our own not all can be told where they apply.
+pub fn limited<'a>(scope: &'a ScopeName, resource: &str) -> Option<Cow<'a, ScopeName>> {
+    if resource.is_empty() {
+        return Some(Cow::Borrowed(scope));
+    }
+    let is_known =
+        || scope::limitable().contains(&*scope.scope) && GroupId::parse(resource).is_some();
+    let may_be = !scope.is_own() || is_known();
+    may_be.then(|| Cow::Owned(scope.limited_to(resource)))
+}
+
+/// By what somebody has a scope, be it a wider one: the grant that lasts longest.
+pub fn source<'a>(held: &'a Held, scope: &str) -> Option<&'a Source> {
+    let (base, resource) = scope::split(scope);
+    let limited = resource.into_iter().flat_map(|_| {
+        let all = held.range(format!("{base}@")..);
+        all.take_while(move |(held, _)| scope::split(held).0 == base)
+            .filter(|(held, _)| scope::covers(held, scope))
+            .map(|(_, source)| source)
+    });
+    let all = held.get(base).into_iter().chain(limited);
+    all.max_by_key(|source| source.end_time)
 }
 
 #[cfg(test)]
@@ -292,6 +345,7 @@ mod tests {
             revision: 1,
             principal: ANN,
             permission: Permission::parse(permission).expect(permission),
+            resource: String::new(),
             reason: String::new(),
             granted_by: String::new(),
             create_time: NOW,
@@ -339,7 +393,7 @@ mod tests {
         ]);
         let effective = holdings.effective(NOW);
         let end = |name: &str| {
-            let grants = effective.get(&ScopeName::parse(name).expect(name))?;
+            let grants = effective.get(&Cow::Owned(ScopeName::parse(name).expect(name)))?;
             grants.first().map(|it| it.end_time)
         };
         assert_eq!(end("scopes/accountd:users.read"), Some(NOW.plus_s(9)));
@@ -362,8 +416,8 @@ mod tests {
         assert_eq!(held["users.read"].end_time, Timestamp::MAX);
         assert_eq!(self::holdings([]).held(OWN_AUDIENCE, NOW), Held::default());
         let prospective = holdings.prospective(NOW);
-        assert!(prospective.contains(&ScopeName::own("keys.write")));
-        assert!(!prospective.contains(&ScopeName::own("keys.read")));
+        assert!(prospective.contains(&Cow::Owned(ScopeName::own("keys.write"))));
+        assert!(!prospective.contains(&Cow::Owned(ScopeName::own("keys.read"))));
     }
 
     #[test]
@@ -402,7 +456,7 @@ mod tests {
         assert_eq!(holdings.roles(NOW), BTreeMap::from(roles));
         let effective = holdings.effective(NOW);
         let pack = ScopeName::parse("scopes/shop:pack").expect("a name");
-        let by = &effective[&pack][0];
+        let by = &effective[&Cow::Borrowed(&pack)][0];
         assert_eq!((&by.way.via, by.end_time), (&vec![CREW], NOW.plus_s(7)));
         assert_eq!(holdings.held("shop", NOW.plus_s(7)), Held::default());
         holdings.memberships[0].start_time = Some(NOW.plus_s(1));

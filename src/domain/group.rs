@@ -19,6 +19,8 @@ pub const MAX_GROUPS: i64 = 100_000;
 pub const MAX_MEMBERSHIPS: i64 = 200;
 /// Most groups in one another, from the outermost to the innermost.
 pub const MAX_DEPTH: i64 = 10;
+/// Most groups that somebody who may see some only finds something in at once.
+pub const MAX_REACH: usize = 16;
 /// Most characters of a display name, and of a description.
 pub const MAX_DISPLAY_NAME: usize = 200;
 pub const MAX_DESCRIPTION: usize = 1000;

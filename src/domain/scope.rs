@@ -1,5 +1,8 @@
 //! Scopes: what a downstream system lets somebody do, under a name that is that system's own.
 //!
+//! A scope that is granted for some resources only is a scope of its own, `{scope}@{resource}`: whoever asks for the
+//! plain one does not find it, so nobody takes less for more.
+//!
 //! Invariant: a scope has one resource name, so that names can be compared as text.
 
 use std::{
@@ -12,7 +15,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde::{Deserialize, Serialize};
 
 use super::{
-    access::POLICIES,
+    access::{POLICIES, Reach},
     time::Timestamp,
     token::{self, OWN_AUDIENCE},
 };
@@ -54,7 +57,7 @@ impl ScopeName {
         let decoded = |text| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
         let parsed = Self {
             audience: token::audience(&decoded(audience)?).ok()?,
-            scope: parse(&decoded(scope)?).ok()?,
+            scope: decoded(scope).filter(|scope| is_scope(scope))?,
         };
         // An empty audience would be read as our own.
         (parsed.to_string() == name).then_some(parsed)
@@ -63,6 +66,32 @@ impl ScopeName {
     /// Whether accountd acts on it.
     pub fn is_own(&self) -> bool {
         self.audience == OWN_AUDIENCE
+    }
+
+    /// The same for one resource and what is below it.
+    pub fn limited_to(&self, resource: &str) -> Self {
+        Self {
+            audience: self.audience.clone(),
+            scope: format!("{}@{resource}", self.scope),
+        }
+    }
+
+    /// The same for everything.
+    pub fn unlimited(&self) -> Self {
+        Self {
+            audience: self.audience.clone(),
+            scope: split(&self.scope).0.to_owned(),
+        }
+    }
+
+    /// What it is for, if it is for some resources only.
+    pub fn resource(&self) -> Option<&str> {
+        split(&self.scope).1
+    }
+
+    /// Whether who has this has the other, too.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.audience == other.audience && covers(&self.scope, &other.scope)
     }
 }
 
@@ -74,14 +103,57 @@ impl fmt::Display for ScopeName {
     }
 }
 
-/// A scope as requests may write it (RFC 6749 section 3.3): 1 to 128 visible characters without
-/// `"` and `\`.
+/// A scope and the resource that it is for, if it is not for all.
+pub fn split(scope: &str) -> (&str, Option<&str>) {
+    match scope.split_once('@') {
+        Some((scope, resource)) => (scope, Some(resource)),
+        None => (scope, None),
+    }
+}
+
+/// Whether who has `wide` has `narrow`, too, both of one audience: the same, for all, or for a resource above.
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    let ((wide, above), (narrow, below)) = (split(wide), split(narrow));
+    wide == narrow
+        && match (above, below) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(above), Some(below)) => {
+                let rest = below.strip_prefix(above);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+        }
+}
+
+/// Whether a list of scopes that limits, if it is not empty, lets one through.
+pub fn is_within(scope: &str, ceiling: &[String]) -> bool {
+    ceiling.is_empty() || ceiling.iter().any(|above| covers(above, scope))
+}
+
+/// A scope as requests may write it (RFC 6749 section 3.3): visible characters without `"` and `\`, 1 to 128 of
+/// them, with an `@` and the resource that it is for 1 to 128 more.
 pub fn parse(text: &str) -> Result<String, String> {
-    let allowed = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
-    if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+    let (scope, resource) = split(text);
+    let is_good = is_scope(scope) && resource.is_none_or(|it| parse_resource(it).is_ok());
+    let expected = || {
+        "must be scopes: 1 to 128 visible ASCII characters each, or as many, `@` and a resource"
+            .to_owned()
+    };
+    is_good.then(|| text.to_owned()).ok_or_else(expected)
+}
+
+fn is_scope(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_graphic() && !b"\"\\@".contains(&b);
+    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// What a scope may be limited to: names of 1 or more characters with `/` between them, 128 characters in all.
+pub fn parse_resource(text: &str) -> Result<String, String> {
+    let is_name = |name: &str| !name.is_empty() && is_scope(name);
+    if text.len() <= 128 && text.split('/').all(is_name) {
         return Ok(text.to_owned());
     }
-    Err("must be scopes: 1 to 128 visible ASCII characters each".to_owned())
+    Err("must be like warehouses/7: 1 to 128 visible ASCII characters, none of them `@`".to_owned())
 }
 
 /// A scope of the catalogue.
@@ -169,6 +241,21 @@ impl Scope {
         self.revision += 1;
         self.update_time = now;
     }
+}
+
+/// The scopes of audience `accountd` that can be granted for one group: those that some RPC asks for which can tell
+/// the account or group it is about.
+pub fn limitable() -> &'static BTreeSet<&'static str> {
+    static SCOPES: LazyLock<BTreeSet<&'static str>> = LazyLock::new(|| {
+        let reaching = POLICIES.iter().filter(|policy| policy.reach != Reach::All);
+        // What asks for one of several asks for the one of frontends, too, which is for everybody.
+        let alone = reaching.filter_map(|policy| match policy.scopes {
+            [scope] => Some(*scope),
+            _ => None,
+        });
+        alone.collect()
+    });
+    &SCOPES
 }
 
 /// Every scope of audience `accountd`, sorted: those that the policies of the RPCs name.

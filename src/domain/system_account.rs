@@ -6,7 +6,7 @@ use super::{
     account::Lifecycle,
     credential,
     name::{SystemAccountId, UserId},
-    scope::ScopeName,
+    scope::{self, ScopeName},
     seal::Seal,
     time::Timestamp,
     token::OWN_AUDIENCE,
@@ -89,8 +89,7 @@ impl Limits {
 
     /// Whether a token may have the scope, if it is granted.
     pub fn permit(&self, name: &ScopeName) -> bool {
-        let ceiling = &self.scope_ceiling;
-        self.has_audience(&name.audience) && (ceiling.is_empty() || ceiling.contains(&name.scope))
+        self.has_audience(&name.audience) && scope::is_within(&name.scope, &self.scope_ceiling)
     }
 }
 

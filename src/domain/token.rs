@@ -12,8 +12,9 @@ use super::{
     assurance::Assurance,
     certificate::Certificate,
     error::Reason,
-    grant::Held,
+    grant::{self, Held},
     name::{self, AccountId, SystemAccountId, UserId},
+    scope,
     time::{self, Timestamp},
 };
 
@@ -210,10 +211,13 @@ impl Grounds<'_> {
     /// shortest of all that bears the token.
     pub fn decide(&self, now: Timestamp, lifetime_s: i64) -> Allowance {
         let wants_all = self.requested.is_empty();
-        let wanted: Vec<&String> = if wants_all {
-            self.granted.keys().collect()
+        let wanted = if wants_all {
+            self.all()
         } else {
-            self.requested.iter().collect()
+            self.requested
+                .iter()
+                .flat_map(|it| self.meant_by(it))
+                .collect()
         };
         let (mut scopes, mut refused) = (BTreeSet::new(), BTreeMap::new());
         for scope in wanted {
@@ -227,7 +231,9 @@ impl Grounds<'_> {
                 Some(_) => {}
             }
         }
-        let given = scopes.iter().filter_map(|scope| self.granted.get(scope));
+        let given = scopes
+            .iter()
+            .filter_map(|scope| grant::source(self.granted, scope));
         let ends = self.ends.iter().flatten().copied();
         let end = ends.chain(given.map(|by| by.end_time)).min();
         let end = end.unwrap_or(Timestamp::MAX);
@@ -239,18 +245,44 @@ impl Grounds<'_> {
         }
     }
 
+    /// All there is, but for what is part of something else.
+    fn all(&self) -> Vec<&String> {
+        let is_part = |scope: &str| {
+            let (base, resource) = scope::split(scope);
+            resource.is_some() && self.refusal(base).is_none()
+        };
+        self.granted.keys().filter(|it| !is_part(it)).collect()
+    }
+
+    /// A scope as it is granted: where it is for some resources only, these.
+    fn meant_by<'b>(&'b self, scope: &'b String) -> Vec<&'b String> {
+        if scope::split(scope).1.is_some() || self.granted.contains_key(scope) {
+            return vec![scope];
+        }
+        let limited = self.granted.range(format!("{scope}@")..);
+        let limited = limited.take_while(|(held, _)| scope::split(held).0 == scope);
+        let limited: Vec<&String> = limited.map(|(held, _)| held).collect();
+        if limited.is_empty() {
+            vec![scope]
+        } else {
+            limited
+        }
+    }
+
     /// Why a scope is not given, if it is not: the first of the reasons.
-    pub fn refusal(&self, scope: &String) -> Option<Refusal> {
-        if !self.granted.contains_key(scope) {
+    pub fn refusal(&self, scope: &str) -> Option<Refusal> {
+        if grant::source(self.granted, scope).is_none() {
             return Some(Refusal::NotGranted);
         }
         if self.bar.is_some() {
             return self.bar;
         }
-        let above = |(_, ceiling): &&Ceiling<'_>| !ceiling.is_empty() && !ceiling.contains(scope);
+        let above = |(_, ceiling): &&Ceiling<'_>| !scope::is_within(scope, ceiling);
         match self.ceilings.iter().find(above) {
             Some((refusal, _)) => Some(*refusal),
-            None => self.shortfall.filter(|_| self.sensitive.contains(scope)),
+            None => self
+                .shortfall
+                .filter(|_| self.sensitive.contains(scope::split(scope).0)),
         }
     }
 }

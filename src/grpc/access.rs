@@ -2,6 +2,8 @@
 //!
 //! Invariant: the decision is taken where tokens are minted, by the same function.
 
+use std::borrow::Cow;
+
 use uuid::Uuid;
 
 use super::{
@@ -62,9 +64,18 @@ pub(super) async fn explain(
     let expected = || "must be scopes/{audience}:{scope}".to_owned();
     let scope = ScopeName::parse(&request.scope).ok_or_else(expected);
     let scope = fields.take("scope", scope);
+    let resource = match request.resource.as_str() {
+        "" => Ok(None),
+        text => scope::parse_resource(text).map(Some),
+    };
+    let resource = fields.take("resource", resource).flatten();
     fields.finish()?;
     let (Some(principal), Some(scope)) = (principal, scope) else {
         return Err(Error::internal("checked above"));
+    };
+    let scope = match resource {
+        Some(resource) => scope.limited_to(&resource),
+        None => scope,
     };
     let mut db = call.db().read().await?;
     let found = scopes::find(&mut db, &scope).await?;
@@ -73,8 +84,7 @@ pub(super) async fn explain(
     drop(db);
     let requested = [scope.scope.clone()];
     let decided = decide(call, principal, &request.proof, &scope.audience, &requested).await?;
-    let mut effective = holdings.effective(call.now);
-    let reaching = effective.remove(&scope).unwrap_or_default();
+    let reaching = holdings.reaching_to(&scope, call.now);
     let end = reaching.first().map(|it| it.end_time);
     let idle = holdings.idle(&scope, call.now);
     let paths = reaching
@@ -110,16 +120,17 @@ pub(super) async fn list(
         .into_iter()
         .filter(|(name, _)| {
             audience.as_ref().is_none_or(|it| *it == name.audience)
-                && after.as_ref().is_none_or(|after| *name > after)
+                && after.as_ref().is_none_or(|after| **name > *after)
         });
     let room = usize::try_from(limit + 1).unwrap_or(usize::MAX);
     let rows: Vec<_> = rows.take(room).collect();
-    let cursor = |(name, _): &(&ScopeName, Vec<Reaching<'_>>)| (*name).clone();
+    let cursor = |(name, _): &(Cow<'_, ScopeName>, Vec<Reaching<'_>>)| name.clone().into_owned();
     let (rows, next_page_token) = convert::page(call, &context, rows, limit, cursor)?;
     let shown = rows.into_iter().map(|(name, reaching)| {
         let end = reaching.first().map(|it| it.end_time);
         pb::EffectiveScope {
-            scope: name.to_string(),
+            scope: name.unlimited().to_string(),
+            resource: name.resource().unwrap_or_default().to_owned(),
             expire_time: convert::some_timestamp(end.filter(|end| *end != Timestamp::MAX)),
             grants: reaching.iter().map(|it| it.grant.id.to_string()).collect(),
         }
@@ -143,7 +154,13 @@ async fn decide(
     let limits = subject.limits(call, audience);
     let allowance = mint::allowance(call, requested, &entitled, &limits);
     let decision = |scope: &String| {
-        let refusal = allowance.refused.get(scope).copied().map(mint::shown);
+        // Who has it for some resources only has not got it.
+        let is_given = allowance.scopes.contains(scope);
+        let mut refused = allowance.refused.iter();
+        let why = refused.find(|(it, _)| *it == scope || scope::split(it).0 == scope);
+        let refusal = why.map_or(Refusal::NotGranted, |(_, refusal)| *refusal);
+        let refusal = (!is_given).then_some(refusal);
+        let refusal = refusal.map(mint::shown);
         pb::AccessDecision {
             scope: scope.clone(),
             allowed: refusal.is_none(),
@@ -284,6 +301,7 @@ fn not_in_effect((grant, why, via): &(&Grant, Idle, Vec<GroupId>)) -> pb::Access
         Idle::NotStarted => State::GrantNotStarted,
         Idle::Ended => State::GrantEnded,
         Idle::NoMembership => State::MembershipNotInEffect,
+        Idle::Limited => State::OtherResource,
     };
     path(grant, via, state, None)
 }
@@ -297,6 +315,7 @@ fn path(
     pb::AccessPath {
         grant: grant.id.to_string(),
         permission: grant.permission.name(),
+        resource: grant.resource.clone(),
         groups: via.iter().map(ToString::to_string).collect(),
         state: state.into(),
         expire_time: convert::some_timestamp(end),

@@ -19,7 +19,10 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, metadata::MetadataMap};
 use uuid::Uuid;
 
-use super::consent::{Commission, Consent, Purpose};
+use super::{
+    consent::{Commission, Consent, Purpose},
+    reach::{Limit, Reach},
+};
 use crate::{
     app::App,
     domain::{
@@ -92,6 +95,8 @@ pub struct Call {
     pub deadline: Instant,
     pub validate_only: bool,
     request: Option<RequestId>,
+    /// By which groups alone the call was admitted.
+    pub(super) limit: Option<Limit>,
     pub(super) consent: Consent,
     /// Whether its transaction leaves a message to be sent.
     has_message: AtomicBool,
@@ -105,6 +110,33 @@ struct RequestId {
 impl Call {
     /// Admits a request or refuses it, looking at nothing but the token and the named target.
     pub async fn enter<T: Inbound>(app: &Arc<App>, request: Request<T>) -> Result<(Self, T)> {
+        let mut knock = Self::knock(app, request).await?;
+        if let Err(refusal) = knock.authorise() {
+            if knock.policy.reach != access::Reach::Target {
+                return Err(refusal);
+            }
+            let target = knock.message.target();
+            knock.call.admit_to(knock.policy, target, refusal).await?;
+        }
+        knock.admitted().await
+    }
+
+    /// The same for a request that finds something: also what it may find.
+    pub async fn enter_to_find<T: Inbound>(
+        app: &Arc<App>,
+        request: Request<T>,
+    ) -> Result<(Self, T, Reach)> {
+        let mut knock = Self::knock(app, request).await?;
+        let reach = match knock.authorise() {
+            Ok(()) => Reach::Everything,
+            Err(refusal) => knock.call.admit_to_some(knock.policy, refusal)?,
+        };
+        let (call, message) = knock.admitted().await?;
+        Ok((call, message, reach))
+    }
+
+    /// A request, and who is at the door with it.
+    async fn knock<T: Inbound>(app: &Arc<App>, request: Request<T>) -> Result<Knock<T>> {
         let (metadata, extensions, message) = request.into_parts();
         // The layer puts it there; a request that came another way is not served.
         let context: &Context = extensions
@@ -142,40 +174,12 @@ impl Call {
             }
             Err(error) => return Err(error),
         }
-        access::authorise(policy, &call.caller, message.target())?;
-        // Whoever asked for a change has shown it then.
-        let is_execution = |it: &Arc<Commission>| it.purpose == Purpose::Execution;
-        if let Some(demand) = policy.demand
-            && !commission.as_ref().is_some_and(is_execution)
-        {
-            call.require_assurance(demand).await?;
-        }
-        call.actor = call
-            .caller
-            .account()
-            .map_or(Actor::Anonymous, Actor::Account);
-        let may_wait = policy.may_wait && commission.is_none();
-        if may_wait || !message.request_id().is_empty() {
-            let encoded = message.encode_to_vec();
-            let fingerprint = call.fingerprint(&encoded);
-            call.request = call.request_id(message.request_id(), &fingerprint)?;
-            if may_wait {
-                let is_person = matches!(call.caller.account(), Some(AccountId::User(_)));
-                let is_own =
-                    is_person && policy.allow_self && call.caller.is_self(message.target());
-                let is_marked = app.four_eyes.marks(policy.rpc) && !is_own;
-                call.consent = Consent::of_request(encoded, fingerprint, is_marked);
-            }
-        }
-        if commission
-            .as_ref()
-            .is_some_and(|it| it.purpose == Purpose::Rehearsal)
-        {
-            // The request is another's, and so is its id.
-            call.request = None;
-        }
-        call.consent.commission = commission;
-        Ok((call, message))
+        Ok(Knock {
+            call,
+            policy,
+            message,
+            commission,
+        })
     }
 
     /// Refuses a person who has not shown enough, or too long ago. Programs prove themselves with every
@@ -253,6 +257,7 @@ impl Call {
             deadline: Instant::now() + Duration::from_mins(1),
             validate_only: false,
             request: None,
+            limit: None,
             consent: Consent::default(),
             has_message: AtomicBool::new(false),
         }
@@ -494,17 +499,20 @@ impl Call {
     }
 
     /// For `mutate!`: refuses a caller whose session, credential or account has come to an end since
-    /// the call entered. On PostgreSQL a transaction that has asked already may still commit beside the
+    /// the call entered, or who has lost sight of what it is about. On PostgreSQL a transaction that has asked already may still commit beside the
     /// one that ends them, as if it had come first, within the time that a transaction has.
     pub async fn require_standing(&self, db: &mut Read) -> Result<()> {
         let Some(claims) = &self.claims else {
             return Ok(());
         };
         let standing = tokens::standing(db, claims).await?;
-        if standing.is_some_and(|standing| standing.bears(claims, self.now)) {
-            return Ok(());
+        if !standing.is_some_and(|standing| standing.bears(claims, self.now)) {
+            return Err(Error::Unauthenticated(Reason::TokenRevoked));
         }
-        Err(Error::Unauthenticated(Reason::TokenRevoked))
+        match &self.limit {
+            Some(limit) => limit.require(db, self.now).await,
+            None => Ok(()),
+        }
     }
 
     /// What the caller's token says; nothing without one.
@@ -554,6 +562,61 @@ impl Call {
         let asked = [scopes.as_bytes(), &[0], request].concat();
         let mac = hmac::sign(&self.app.keys.request_bodies, &asked);
         mac.as_ref().to_vec()
+    }
+}
+
+/// A request that is not admitted yet.
+struct Knock<T> {
+    call: Call,
+    policy: &'static Policy,
+    message: T,
+    commission: Option<Arc<Commission>>,
+}
+
+impl<T: Inbound> Knock<T> {
+    fn authorise(&self) -> Result<()> {
+        access::authorise(self.policy, &self.call.caller, self.message.target())
+    }
+
+    /// What is left to do for whoever may come in.
+    async fn admitted(self) -> Result<(Call, T)> {
+        let Self {
+            mut call,
+            policy,
+            message,
+            commission,
+        } = self;
+        // Whoever asked for a change has shown it then.
+        let is_execution = |it: &Arc<Commission>| it.purpose == Purpose::Execution;
+        if let Some(demand) = policy.demand
+            && !commission.as_ref().is_some_and(is_execution)
+        {
+            call.require_assurance(demand).await?;
+        }
+        call.actor = call
+            .caller
+            .account()
+            .map_or(Actor::Anonymous, Actor::Account);
+        let may_wait = policy.may_wait && commission.is_none();
+        if may_wait || !message.request_id().is_empty() {
+            let encoded = message.encode_to_vec();
+            let fingerprint = call.fingerprint(&encoded);
+            call.request = call.request_id(message.request_id(), &fingerprint)?;
+            if may_wait {
+                let is_person = matches!(call.caller.account(), Some(AccountId::User(_)));
+                let is_own =
+                    is_person && policy.allow_self && call.caller.is_self(message.target());
+                let is_marked = call.app.four_eyes.marks(policy.rpc) && !is_own;
+                call.consent = Consent::of_request(encoded, fingerprint, is_marked);
+            }
+        }
+        let is_rehearsal = |it: &Arc<Commission>| it.purpose == Purpose::Rehearsal;
+        if commission.as_ref().is_some_and(is_rehearsal) {
+            // The request is another's, and so is its id.
+            call.request = None;
+        }
+        call.consent.commission = commission;
+        Ok((call, message))
     }
 }
 

@@ -37,7 +37,8 @@ impl pb::change_service_server::ChangeService for Changes {
     async fn get_change(&self, request: Request<pb::GetChangeRequest>) -> Reply<pb::Change> {
         let (call, request) = Call::enter(&self.app, request).await?;
         let id = parse_id(&request.name)?;
-        let change = find_visible(&mut call.db().read().await?, &call, id, READ).await?;
+        let scopes = [READ, APPROVE];
+        let change = find_visible(&mut call.db().read().await?, &call, id, &scopes).await?;
         Ok(Response::new(shown(call.app(), &change, call.now)?))
     }
 
@@ -51,7 +52,8 @@ impl pb::change_service_server::ChangeService for Changes {
         let context = call.page_context(&[&request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let after = after.map(|Cursor(id)| id).unwrap_or_default();
-        let own = call.caller.account().filter(|_| !call.caller.holds(READ));
+        let sees_all = [READ, APPROVE].iter().any(|scope| call.caller.holds(scope));
+        let own = call.caller.account().filter(|_| !sees_all);
         let is_of_others = own.is_some() && query.proposer.is_some_and(|it| Some(it) != own);
         query.proposer = own.or(query.proposer);
         let rows = if is_of_others {
@@ -124,7 +126,7 @@ impl pb::change_service_server::ChangeService for Changes {
         let reason = convert::reason(&request.reason);
         let reason = reason.map_err(|text| Error::field("reason", text))?;
         let change = mutate!(call, |tx| {
-            let mut change = find_visible(tx, &call, id, APPROVE).await?;
+            let mut change = find_visible(tx, &call, id, &[APPROVE]).await?;
             convert::require_etag(&request.etag, change.revision, id)?;
             require_pending(&change, call.now)?;
             change.end(State::Denied, call.by(), reason.clone(), call.now);
@@ -139,11 +141,11 @@ impl pb::change_service_server::ChangeService for Changes {
 /// The scope of those who see all of them.
 const READ: &str = "changes.read";
 
-/// A change that the caller has asked for, or holds a scope for.
-async fn find_visible(db: &mut Read, call: &Call, id: ChangeId, scope: &str) -> Result<Change> {
+/// A change that the caller has asked for, or holds one of the scopes for.
+async fn find_visible(db: &mut Read, call: &Call, id: ChangeId, scopes: &[&str]) -> Result<Change> {
     let change = changes::find(db, id).await?;
-    let change = change
-        .filter(|it| call.caller.holds(scope) || call.caller.account() == Some(it.proposer()));
+    let holds = scopes.iter().any(|scope| call.caller.holds(scope));
+    let change = change.filter(|it| holds || call.caller.account() == Some(it.proposer()));
     change.ok_or_else(|| Error::not_found(id.to_string()))
 }
 

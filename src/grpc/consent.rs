@@ -16,7 +16,7 @@ use super::{
     call::{Call, Context},
     changes,
     inward::Inward,
-    services,
+    services, status,
 };
 use crate::{
     app::App,
@@ -24,6 +24,7 @@ use crate::{
         access::{self, Principal, Proof},
         change::{self, Change, MAX_PENDING, MAX_REQUEST_BYTES, State},
         error::{Error, Reason, Result},
+        grant,
         name::{AccountId, ChangeId},
         scope::ScopeName,
         secret,
@@ -114,6 +115,15 @@ impl Commission {
         let outcome = call.send(services(app).into_axum_router()).await;
         outcome.map(drop).map_err(|status| match status.code() {
             // It is not whoever agrees who may not.
+            Code::Aborted
+                if purpose == Purpose::Execution
+                    && !status::is_of(&status, Reason::TransactionConflict) =>
+            {
+                gone(
+                    id,
+                    &format!("cannot be carried out any more: {}", status.message()),
+                )
+            }
             Code::PermissionDenied
             | Code::Unauthenticated
             | Code::InvalidArgument
@@ -210,7 +220,7 @@ impl Call {
         let held = holdings.await?.held(OWN_AUDIENCE, self.now);
         let confines = self.confines(&mut db, principal).await?;
         principal.scopes.retain(|scope| {
-            held.contains_key(scope)
+            grant::source(&held, scope).is_some()
                 && confines
                     .as_ref()
                     .is_none_or(|confines| confines.permit(&ScopeName::own(scope)))

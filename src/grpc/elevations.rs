@@ -423,6 +423,7 @@ async fn begin(
         revision: 1,
         principal: elevation.requester.into(),
         permission: Permission::Role(elevation.role.clone()),
+        resource: String::new(),
         reason: elevation.justification.clone(),
         granted_by: call.by(),
         create_time: call.now,

@@ -48,6 +48,31 @@ impl Call {
         self.require_power_over_roles(db, target).await
     }
 
+    /// Refuses a caller who looks after some only, and would get hold of a program that may do more elsewhere.
+    pub(super) async fn require_whole_power_over(
+        &self,
+        db: &mut Read,
+        target: impl Into<PrincipalId>,
+    ) -> Result<()> {
+        if self.limit.is_none() {
+            return Ok(());
+        }
+        let granter = self.granter(db).await?;
+        for name in grants::power(db, target.into(), None, self.now).await? {
+            let unlimited = scopes::find(db, &name.unlimited()).await?;
+            let is_lost = unlimited.is_none() && !name.is_own();
+            let scope = unlimited.unwrap_or_else(|| Scope::built_in(&name.unlimited().scope));
+            let scope = Scope { name, ..scope };
+            if !is_lost && granter.may_grant(&scope).is_none() {
+                return Err(Error::Denied {
+                    reason: Reason::TargetOutranksCaller,
+                    scopes: vec![scope.name.unlimited().to_string()],
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Whoever gets hold of an account that may ask for a role, or agree to one, gets what downstream systems permit by
     /// it, too.
     async fn require_power_over_roles(&self, db: &mut Read, target: PrincipalId) -> Result<()> {
@@ -126,7 +151,7 @@ impl Call {
         }
         let effective = holdings.effective(self.now).into_iter();
         let held: BTreeMap<ScopeName, Timestamp> = effective
-            .filter_map(|(name, by)| Some((name.clone(), by.first()?.end_time)))
+            .filter_map(|(name, by)| Some((name.into_owned(), by.first()?.end_time)))
             .collect();
         let maintains = held.get(&ScopeName::own(MAINTAINS_CATALOGUE)).copied();
         Ok(Granter {
@@ -189,7 +214,13 @@ impl Granter {
         let name = &scope.name;
         // What of our own is in their token is known already.
         let could_get = name.is_own() || self.confines.as_ref().is_none_or(|it| it.permit(name));
-        let held = self.held.get(name).copied().filter(|_| could_get);
+        let held = if name.resource().is_some() {
+            let wider = self.held.iter().filter(|(held, _)| held.covers(name));
+            wider.map(|(_, end)| *end).max()
+        } else {
+            self.held.get(name).copied()
+        };
+        let held = held.filter(|_| could_get);
         held.max(scope.grantable_until(&self.names, self.maintains))
     }
 }

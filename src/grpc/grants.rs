@@ -1,6 +1,6 @@
 //! GrantService.
 
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use tonic::{Request, Response};
 
@@ -17,9 +17,10 @@ use crate::{
         account,
         error::{Error, Fields, Reason, Result},
         filter,
-        grant::{Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
-        name::{AccountId, GrantId, PrincipalId},
+        grant::{self, Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
+        name::{AccountId, GrantId, GroupId, PrincipalId},
         page,
+        scope::{self, ScopeName},
         time::{self, Timestamp},
     },
     store::{
@@ -43,6 +44,7 @@ impl pb::grant_service_server::GrantService for Grants {
         let mut fields = Fields::new();
         let principal = fields.take("grant.principal", principal(&call, &input.principal));
         let reason = fields.take("grant.reason", convert::reason(&input.reason));
+        let resource = fields.take("grant.resource", resource(&input.resource));
         let start = fields.take(
             "grant.start_time",
             convert::parse_time(input.start_time.as_ref()),
@@ -59,7 +61,7 @@ impl pb::grant_service_server::GrantService for Grants {
             fields.refuse("grant.expire_time", "must be after `start_time`");
         }
         fields.finish()?;
-        let (Some(principal), Some(reason)) = (principal, reason) else {
+        let (Some(principal), Some(reason), Some(resource)) = (principal, reason, resource) else {
             return Err(Error::internal("checked above").into());
         };
         let permission = permission(input.permission.as_ref())?;
@@ -68,6 +70,7 @@ impl pb::grant_service_server::GrantService for Grants {
             revision: 1,
             principal,
             permission,
+            resource,
             reason,
             granted_by: call.by(),
             create_time: call.now,
@@ -76,8 +79,9 @@ impl pb::grant_service_server::GrantService for Grants {
             elevation: None,
         };
         let grant = mutate!(call, |tx| {
-            require_to_grant(tx, &call, &grant.permission, grant.expire_time).await?;
-            gives(tx, &call, &grant.permission).await?;
+            require_resource(tx, &grant).await?;
+            require_to_grant(tx, &call, &grant, grant.expire_time).await?;
+            gives(tx, &call, &grant).await?;
             groups::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
             insert(tx, &call, &grant).await?;
@@ -144,13 +148,13 @@ impl pb::grant_service_server::GrantService for Grants {
                 let until = if end(&grant) > end(&before)
                     || time::has_passed(before.expire_time, call.now)
                 {
-                    gives(tx, &call, &grant.permission).await?;
+                    gives(tx, &call, &grant).await?;
                     grant.expire_time
                 } else {
                     // It gives no more than before, and may have been given by somebody who may for longer.
                     Some(call.now)
                 };
-                require_to_grant(tx, &call, &grant.permission, until).await?;
+                require_to_grant(tx, &call, &grant, until).await?;
                 call.require_power_over(tx, grant.principal).await?;
                 if time::has_passed(before.expire_time, call.now) {
                     // One that was over gives what was not there.
@@ -173,7 +177,7 @@ impl pb::grant_service_server::GrantService for Grants {
             let grant = find(tx, id).await?;
             convert::require_etag(&request.etag, grant.revision, grant.id)?;
             require_lasting(&grant, call.now)?;
-            require_to_grant(tx, &call, &grant.permission, Some(call.now)).await?;
+            require_to_grant(tx, &call, &grant, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
             append_event(tx, &call, &grant, &[]).await?;
@@ -257,7 +261,10 @@ pub(super) async fn void_begun(tx: &mut Write, principal: PrincipalId) -> Result
 async fn append_event(tx: &mut Write, call: &Call, grant: &Grant, paths: &[&str]) -> Result<()> {
     let event = call.event().about(grant.id, grant.principal.account());
     let event = event.detail("principal", grant.principal);
-    let event = event.detail("permission", grant.permission.name());
+    let mut event = event.detail("permission", grant.permission.name());
+    if !grant.resource.is_empty() {
+        event = event.detail("resource", &grant.resource);
+    }
     events::append(tx, &event.changed(paths.iter().copied())).await?;
     Ok(())
 }
@@ -266,26 +273,71 @@ async fn append_event(tx: &mut Write, call: &Call, grant: &Grant, paths: &[&str]
 async fn require_to_grant(
     db: &mut Read,
     call: &Call,
-    permission: &Permission,
+    grant: &Grant,
     until: Option<Timestamp>,
 ) -> Result<()> {
     let field = "grant.expire_time";
-    match permission {
-        Permission::Role(id) => roles::require_to_grant(db, call, id, until, field).await,
-        Permission::Scope(name) => {
-            let found = [scopes::find(db, name).await?];
+    match &grant.permission {
+        Permission::Role(id) if grant.resource.is_empty() => {
+            roles::require_to_grant(db, call, id, until, field).await
+        }
+        _ => {
+            let mut found = Vec::new();
+            for name in scopes_of(db, grant).await? {
+                found.push(scopes::find(db, &name).await?);
+            }
             call.require_to_grant(db, &found, until, field).await
         }
     }
 }
 
-/// Says what somebody gets by a grant.
-async fn gives(db: &mut Read, call: &Call, permission: &Permission) -> Result<()> {
-    match permission {
-        Permission::Role(id) => call.gives(&roles::find(db, id).await?.scopes),
-        Permission::Scope(name) => call.gives([name]),
+/// What a grant comes to: each scope as it is limited by it.
+async fn scopes_of(db: &mut Read, grant: &Grant) -> Result<Vec<ScopeName>> {
+    let all = match &grant.permission {
+        Permission::Role(id) => roles::find(db, id).await?.scopes,
+        Permission::Scope(name) => {
+            // There has to be such a scope.
+            scopes::find(db, name).await?;
+            BTreeSet::from([name.clone()])
+        }
+    };
+    let limited = all
+        .iter()
+        .filter_map(|name| grant::limited(name, &grant.resource));
+    Ok(limited.map(Cow::into_owned).collect())
+}
+
+/// What is limited has to come to something; of our own for a group that is there.
+async fn require_resource(db: &mut Read, grant: &Grant) -> Result<()> {
+    if grant.resource.is_empty() {
+        return Ok(());
+    }
+    let scopes = scopes_of(db, grant).await?;
+    if scopes.is_empty() {
+        let text = "cannot be set: none of these scopes is about an account or a group";
+        return Err(Error::field("grant.resource", text));
+    }
+    if scopes.iter().any(ScopeName::is_own) {
+        let group = GroupId::parse(&grant.resource);
+        let group = group.ok_or_else(|| {
+            Error::field("grant.resource", "must be groups/{uid} for our own scopes")
+        })?;
+        groups::require_known(db, group.into()).await?;
     }
     Ok(())
+}
+
+/// Says what somebody gets by a grant.
+async fn gives(db: &mut Read, call: &Call, grant: &Grant) -> Result<()> {
+    call.gives(&scopes_of(db, grant).await?);
+    Ok(())
+}
+
+fn resource(text: &str) -> Result<String, String> {
+    match text {
+        "" => Ok(String::new()),
+        text => scope::parse_resource(text),
+    }
 }
 
 /// Whoever is to hold a grant, `users/me` included.
@@ -350,6 +402,7 @@ fn shown(grant: &Grant) -> pb::Grant {
             Permission::Role(_) => pb::grant::Permission::Role(name),
             Permission::Scope(_) => pb::grant::Permission::Scope(name),
         }),
+        resource: grant.resource.clone(),
         reason: grant.reason.clone(),
         granted_by: grant.granted_by.clone(),
         create_time: Some(convert::timestamp(grant.create_time)),

@@ -1,13 +1,15 @@
 //! GroupService.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tonic::{Request, Response};
 
 use super::{
     Reply, accounts,
     call::{Call, mutate},
-    convert, grants as give, pb, scopes,
+    convert, grants as give, pb,
+    reach::Reach,
+    scopes,
 };
 use crate::{
     app::App,
@@ -28,7 +30,7 @@ use crate::{
         db::{Read, Write},
         entitlements, events, grants,
         groups::{self, Cursor},
-        scopes as catalogue,
+        scopes as catalogue, within,
     },
 };
 
@@ -72,14 +74,19 @@ impl pb::group_service_server::GroupService for Groups {
         &self,
         request: Request<pb::ListGroupsRequest>,
     ) -> Reply<pb::ListGroupsResponse> {
-        let (call, request) = Call::enter(&self.app, request).await?;
+        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
         let limit = page::size(request.page_size)?;
         let member = filter::only(&request.filter, "member", PRINCIPAL, PrincipalId::parse)?;
-        let context = call.page_context(&[&request.filter]);
+        let context = call.page_context(&[&request.filter, &reach.text()]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let after = after.map(|Cursor(id)| id).unwrap_or_default();
         let mut db = call.db().read().await?;
-        let rows = groups::list(&mut db, member, after, limit + 1).await;
+        let rows = match &reach {
+            Reach::Everything => groups::list(&mut db, member, after, limit + 1).await,
+            Reach::Groups(seen) => {
+                within::groups(&mut db, seen, call.now, member, after, limit + 1).await
+            }
+        };
         let rows = rows.map_err(Error::from)?;
         let cursor = |group: &Group| Cursor(group.id.0);
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, cursor)?;
@@ -126,8 +133,11 @@ impl pb::group_service_server::GroupService for Groups {
             convert::require_etag(&request.etag, group.revision, id)?;
             let is_granter = catalogue::granters(tx).await?.contains(&id.to_string());
             let is_named = entitlements::is_named(tx, id.into()).await?;
-            if is_granter || is_named || grants::count_of(tx, id.into(), call.now).await? > 0 {
-                let text = "has grants or an entitlement, or may grant a scope or agree to one";
+            let is_resource = grants::is_resource(tx, &id.to_string(), call.now).await?;
+            let has_grants = grants::count_of(tx, id.into(), call.now).await? > 0;
+            if is_granter || is_named || is_resource || has_grants {
+                let text = "has grants or an entitlement, may grant a scope or agree to one, or is what a \
+                    grant is for";
                 return Err(Error::precondition(Reason::InUse, id.to_string(), text));
             }
             require_to_change(tx, &call, id, Some(call.now)).await?;
@@ -169,8 +179,10 @@ impl pb::group_service_server::GroupService for Groups {
         };
         let added = mutate!(call, |tx| {
             find(tx, group).await?;
+            call.require_to_see(tx, member).await?;
             let known = groups::find_member(tx, group, member).await?;
             require_to_change(tx, &call, group, end).await?;
+            require_to_expose(tx, &call, group, member, end).await?;
             call.gives(&grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?);
             require_present(tx, &call, member).await?;
             call.require_power_over(tx, member).await?;
@@ -295,6 +307,35 @@ async fn require_to_change(
     call.require_to_grant(db, &found, until, field).await?;
     let names = grants::names(db, group.into(), call.now).await?;
     call.require_to_appoint(db, &names, until, field).await
+}
+
+/// Who is put into a group is in the hands of those who look after the people in it: refuses unless the caller may
+/// let them, for so long, or they may already.
+async fn require_to_expose(
+    db: &mut Read,
+    call: &Call,
+    group: GroupId,
+    member: PrincipalId,
+    until: Option<Timestamp>,
+) -> Result<()> {
+    let above = groups::memberships(db, group.into(), call.now).await?;
+    let above = above.iter().map(|membership| membership.group);
+    let is = groups::principals(db, member, call.now).await?;
+    let all: BTreeSet<GroupId> = above.chain([group]).collect();
+    for id in all {
+        let known_end = is.get(&PrincipalId::Group(id)).copied();
+        if known_end >= Some(until.unwrap_or(Timestamp::MAX)) {
+            continue;
+        }
+        let exposing = grants::list_exposing(db, &id.to_string(), call.now).await?;
+        let mut found = Vec::new();
+        for name in &exposing {
+            found.push(scopes::find(db, name).await?);
+        }
+        call.require_to_grant(db, &found, until, "expire_time")
+            .await?;
+    }
+    Ok(())
 }
 
 async fn require_room(db: &mut Read, member: PrincipalId) -> Result<()> {

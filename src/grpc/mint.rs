@@ -13,7 +13,7 @@ use crate::{
         certificate::Certificate,
         credential::Credential,
         error::{Error, Fields, Reason, Result},
-        grant::Held,
+        grant::{self, Held},
         name::{AccountId, PrincipalId},
         scope,
         session::Session,
@@ -124,6 +124,18 @@ pub(super) struct Entitled {
     pub(super) sensitive: BTreeSet<String>,
 }
 
+impl Entitled {
+    /// Whether a token of all of them is certainly short enough.
+    pub(super) fn are_few(&self, call: &Call) -> bool {
+        let scopes: usize = self.held.keys().map(|scope| scope.len() + 1).sum();
+        // In base64 they are a third longer.
+        scopes * 4 / 3 + MAX_BESIDES <= call.app().config.tokens.max_bytes
+    }
+}
+
+/// Most bytes of a token without its scopes: an RS256 signature, and claims with all there may be in them.
+const MAX_BESIDES: usize = 2_048;
+
 pub(super) async fn entitled(
     call: &Call,
     principal: PrincipalId,
@@ -227,7 +239,7 @@ fn require_size(
     }
     let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
     for scope in scopes {
-        let by = held.get(scope).map_or("", |by| by.permission.as_str());
+        let by = grant::source(held, scope).map_or("", |by| by.permission.as_str());
         *parts.entry(by).or_default() += scope.len() + 1;
     }
     let mut parts = Vec::from_iter(parts);

@@ -33,6 +33,7 @@ mod messages;
 mod mint;
 mod passwords;
 mod program_credentials;
+mod reach;
 mod roles;
 mod scopes;
 mod seals;

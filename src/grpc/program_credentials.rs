@@ -134,6 +134,7 @@ async fn store(
         let account = system_accounts::find(tx, id).await?;
         let account = account.ok_or_else(|| Error::not_found(parent.to_string()))?;
         call.require_power_over(tx, parent).await?;
+        call.require_whole_power_over(tx, parent).await?;
         // Only whoever has the machine gets into what accountd made for itself.
         require_ours(&account)?;
         account.lifecycle.require(
@@ -206,6 +207,7 @@ pub(super) async fn rotate(
             && let Some(program) = system_accounts::find(tx, id).await?
         {
             require_ours(&program)?;
+            call.require_whole_power_over(tx, account).await?;
         }
         let kind = secret_kind(old.kind).ok_or_else(|| {
             let text = "is not a secret that accountd makes";

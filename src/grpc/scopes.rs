@@ -158,15 +158,20 @@ impl pb::scope_service_server::ScopeService for Scopes {
     }
 }
 
-/// A scope that there is: one that is there by itself, or of the catalogue.
+/// A scope that there is, limited or not: one that is there by itself, or of the catalogue.
 pub(super) async fn find(db: &mut Read, name: &ScopeName) -> Result<Scope> {
+    let unlimited = name.unlimited();
     let found = if name.is_own() {
-        let known = scope::built_in().contains(&&*name.scope);
-        known.then(|| Scope::built_in(&name.scope))
+        let known = scope::built_in().contains(&&*unlimited.scope);
+        known.then(|| Scope::built_in(&unlimited.scope))
     } else {
-        scopes::find(db, name).await?
+        scopes::find(db, &unlimited).await?
     };
-    found.ok_or_else(|| Error::not_found(name.to_string()))
+    let found = found.ok_or_else(|| Error::not_found(name.to_string()))?;
+    Ok(Scope {
+        name: name.clone(),
+        ..found
+    })
 }
 
 async fn find_current(db: &mut Read, name: &ScopeName, etag: &str) -> Result<Scope> {

@@ -8,7 +8,7 @@ use super::{
     Reply, answers,
     call::{Call, mutate},
     challenges, convert,
-    mint::Wish,
+    mint::{self, Wish},
     pb,
     secrets::{self, Attempt, Whose},
     sign_in::{self, Entry, Proof},
@@ -139,6 +139,7 @@ impl pb::session_service_server::SessionService for Sessions {
             if !user.may_act(call.now) {
                 break;
             }
+            let entitled = mint::entitled(&call, session.user.into(), &wish.audience).await?;
             let session = match session.judge(token.generation, call.now, lifetimes.replay_s) {
                 Judgement::Refuse => break,
                 Judgement::Reused => {
@@ -147,12 +148,12 @@ impl pb::session_service_server::SessionService for Sessions {
                 }
                 Judgement::Replay => Some(session),
                 Judgement::Rotate => {
-                    sign_in::require_fit(&call, &session, &user, &wish).await?;
+                    sign_in::require_fit_of(&call, &session, &user, &wish, &entitled)?;
                     rotate(&call, session).await?
                 }
             };
             if let Some(session) = session {
-                let tokens = sign_in::tokens(&call, &session, &user, &wish).await?;
+                let tokens = sign_in::tokens_of(&call, &session, &user, &wish, &entitled)?;
                 return Ok(Response::new(tokens));
             }
         }

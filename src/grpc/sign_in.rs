@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     call::{Answer, Call},
     convert,
-    mint::{self, Bearer, Limits, Wish},
+    mint::{self, Bearer, Entitled, Limits, Wish},
     pb,
     secrets::{Answered, Proven},
 };
@@ -22,7 +22,6 @@ use crate::{
         session::{Device, EndReason, Family, MAX_DEVICE_NAME, MAX_USER_AGENT, Session},
         text,
         throttle::KnownDevice,
-        token::OWN_AUDIENCE,
     },
     store::{
         credentials,
@@ -303,10 +302,20 @@ pub(super) async fn tokens(
     user: &Lifecycle,
     wish: &Wish,
 ) -> Result<pb::TokenSet> {
-    let account = AccountId::User(session.user);
-    let entitled = mint::entitled(call, account.into(), &wish.audience).await?;
+    let entitled = mint::entitled(call, session.user.into(), &wish.audience).await?;
+    tokens_of(call, session, user, wish, &entitled)
+}
+
+/// The same, of what is granted.
+pub(super) fn tokens_of(
+    call: &Call,
+    session: &Session,
+    user: &Lifecycle,
+    wish: &Wish,
+    entitled: &Entitled,
+) -> Result<pb::TokenSet> {
     let bearer = Bearer {
-        account,
+        account: session.user.into(),
         claims: mint::claims_of(call, session),
         client_id: session
             .client
@@ -315,7 +324,7 @@ pub(super) async fn tokens(
         limits: Limits::of_session(call, session, user),
         not_before: session.tokens_not_before,
     };
-    let tokens = mint::token(call, wish, &entitled, bearer)?;
+    let tokens = mint::token(call, wish, entitled, bearer)?;
     Ok(pb::TokenSet {
         refresh_token: session
             .refresh_token(&call.app().keys.refresh_tokens)
@@ -326,18 +335,30 @@ pub(super) async fn tokens(
     })
 }
 
-/// Refuses tokens that would be too long before anything has been done for them. Those for accountd itself
-/// never are: they have scopes of one audience, and few.
+/// Refuses tokens that would be too long before anything has been done for them.
 pub(super) async fn require_fit(
     call: &Call,
     session: &Session,
     user: &Lifecycle,
     wish: &Wish,
 ) -> Result<()> {
-    if wish.audience == OWN_AUDIENCE {
+    let entitled = mint::entitled(call, session.user.into(), &wish.audience).await?;
+    require_fit_of(call, session, user, wish, &entitled)
+}
+
+/// The same, of what is granted.
+pub(super) fn require_fit_of(
+    call: &Call,
+    session: &Session,
+    user: &Lifecycle,
+    wish: &Wish,
+    entitled: &Entitled,
+) -> Result<()> {
+    // Few have so many scopes that a token would have to be made to know.
+    if entitled.are_few(call) {
         return Ok(());
     }
-    tokens(call, session, user, wish).await.map(drop)
+    tokens_of(call, session, user, wish, entitled).map(drop)
 }
 
 /// The `client_id` of people who sign in without a frontend of their own.

@@ -201,6 +201,12 @@ pub fn with_reason(status: &Status) -> Option<Status> {
     })
 }
 
+/// Whether a status has this reason.
+pub fn is_of(status: &Status, reason: Reason) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == reason.name())
+}
+
 /// The name of a code, `NOT_FOUND`.
 pub const fn code_name(code: Code) -> &'static str {
     match code {

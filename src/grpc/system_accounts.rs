@@ -1,13 +1,15 @@
 //! SystemAccountService.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tonic::{Request, Response};
 
 use super::{
     Reply, accounts,
     call::{Call, mutate},
-    convert, pb, scopes, seals,
+    convert, pb,
+    reach::Reach,
+    scopes, seals,
 };
 use crate::{
     app::App,
@@ -30,7 +32,7 @@ use crate::{
         db::{Read, Write},
         events, grants,
         system_accounts::{self, Cursor, Query},
-        users,
+        users, within,
     },
 };
 
@@ -92,16 +94,20 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         &self,
         request: Request<pb::ListSystemAccountsRequest>,
     ) -> Reply<pb::ListSystemAccountsResponse> {
-        let (call, request) = Call::enter(&self.app, request).await?;
+        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
         let limit = page::size(request.page_size)?;
         let query = query(&request.filter, request.show_deleted)?;
         let flag = request.show_deleted.to_string();
-        let context = call.page_context(&[&request.filter, &flag]);
+        let context = call.page_context(&[&request.filter, &flag, &reach.text()]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
-        let mut db = call.db().read().await?;
-        let rows = system_accounts::list(&mut db, &query, after.as_ref(), limit + 1)
-            .await
-            .map_err(Error::from)?;
+        let (mut db, after) = (call.db().read().await?, after.as_ref());
+        let rows = match &reach {
+            Reach::Everything => system_accounts::list(&mut db, &query, after, limit + 1).await,
+            Reach::Groups(groups) => {
+                within::system_accounts(&mut db, groups, call.now, &query, after, limit + 1).await
+            }
+        };
+        let rows = rows.map_err(Error::from)?;
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, Cursor::after)?;
         let system_accounts = rows.iter().map(|account| shown(account, &call)).collect();
         Ok(Response::new(pb::ListSystemAccountsResponse {
@@ -150,7 +156,8 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 let limits = &account.limits;
                 let field = "system_account.scope_ceiling";
                 let lets_through = |name: &ScopeName| limits.permit(name) && !before.permit(name);
-                let raised = require_to_raise(tx, &call, id, field, lets_through).await?;
+                let ceiling = &limits.scope_ceiling;
+                let raised = require_to_raise(tx, &call, id, field, ceiling, lets_through).await?;
                 call.gives(&raised);
                 let event = call.event().about_account(id);
                 store(tx, &call, account, event.changed(paths.iter().copied())).await?
@@ -371,16 +378,25 @@ pub(super) async fn require_to_raise(
     call: &Call,
     id: SystemAccountId,
     field: &str,
+    ceiling: &[String],
     lets_through: impl Fn(&ScopeName) -> bool,
 ) -> Result<Vec<ScopeName>> {
-    let mut found = Vec::new();
+    let mut raised = BTreeSet::new();
     for name in grants::power(db, id.into(), None, call.now).await? {
-        if lets_through(&name) {
-            found.push(scopes::find(db, &name).await?);
-        }
+        // What is held for everything may be let through for some resources only.
+        let parts = ceiling.iter().map(|scope| ScopeName {
+            audience: name.audience.clone(),
+            scope: scope.clone(),
+        });
+        let parts = parts.filter(|part| name.covers(part));
+        raised.extend(parts.chain([name.clone()]).filter(|it| lets_through(it)));
+    }
+    let mut found = Vec::new();
+    for name in &raised {
+        found.push(scopes::find(db, name).await?);
     }
     call.require_to_grant(db, &found, None, field).await?;
-    Ok(found.into_iter().map(|scope| scope.name).collect())
+    Ok(raised.into_iter().collect())
 }
 
 fn is_set(path: &str, account: &pb::SystemAccount) -> bool {

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tonic::{Request, Response};
+use uuid::Uuid;
 
 use super::{
     Reply, accounts,
     call::{Call, mutate},
-    contact_fields, contacts, convert, pb, secrets,
+    contact_fields, contacts, convert, pb,
+    reach::Reach,
+    secrets,
 };
 use crate::{
     app::App,
@@ -33,6 +36,7 @@ use crate::{
         db::{Isolation, Write},
         events, identifiers, sessions, user_names,
         users::{self, Cursor, Order, Query},
+        within,
     },
 };
 
@@ -164,7 +168,7 @@ impl pb::user_service_server::UserService for Users {
         &self,
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
-        let (call, request) = Call::enter(&self.app, request).await?;
+        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
         if !(1..=MAX_BATCH).contains(&request.names.len()) {
             let text = format!("must have 1 to {MAX_BATCH} entries");
             return Err(Error::field("names", text).into());
@@ -181,6 +185,12 @@ impl pb::user_service_server::UserService for Users {
                 found.insert(user.id, shown(&user, &call));
             }
         }
+        // Who is out of reach is not there, whoever else is asked for.
+        for id in &ids {
+            if !reach.covers(&call, &mut db, *id).await? {
+                found.remove(id);
+            }
+        }
         let user = |id: &UserId| {
             found
                 .get(id)
@@ -193,7 +203,7 @@ impl pb::user_service_server::UserService for Users {
 
     async fn lookup_user(&self, request: Request<pb::LookupUserRequest>) -> Reply<pb::User> {
         use pb::lookup_user_request::Key;
-        let (call, request) = Call::enter(&self.app, request).await?;
+        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
         let missing = || Error::not_found("the user looked up");
         let identifier = match request.key {
             // What cannot be anybody's identifier is nobody's.
@@ -216,7 +226,10 @@ impl pb::user_service_server::UserService for Users {
         let user = users::find_by_identifier(&mut db, &identifier)
             .await
             .map_err(Error::from)?;
-        let user = user.ok_or_else(missing)?;
+        // Looked for also where there is nobody, so that the time does not tell.
+        let id = user.as_ref().map_or(UserId(Uuid::nil()), |user| user.id);
+        let is_seen = reach.covers(&call, &mut db, id).await?;
+        let user = user.filter(|_| is_seen).ok_or_else(missing)?;
         Ok(Response::new(shown(&user, &call)))
     }
 
@@ -224,7 +237,7 @@ impl pb::user_service_server::UserService for Users {
         &self,
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
-        let (call, request) = Call::enter(&self.app, request).await?;
+        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
         let pb::ListUsersRequest {
             page_size,
             page_token,
@@ -235,12 +248,16 @@ impl pb::user_service_server::UserService for Users {
         let limit = page::size(page_size)?;
         let query = query(&filter, &order_by, show_deleted)?;
         let flag = show_deleted.to_string();
-        let context = call.page_context(&[&filter, &order_by, &flag]);
+        let context = call.page_context(&[&filter, &order_by, &flag, &reach.text()]);
         let after: Option<Cursor> = call.open_page(&context, &page_token)?;
-        let mut db = call.db().read().await?;
-        let rows = users::list(&mut db, &query, after.as_ref(), limit + 1)
-            .await
-            .map_err(Error::from)?;
+        let (mut db, after) = (call.db().read().await?, after.as_ref());
+        let rows = match &reach {
+            Reach::Everything => users::list(&mut db, &query, after, limit + 1).await,
+            Reach::Groups(groups) => {
+                within::users(&mut db, groups, call.now, &query, after, limit + 1).await
+            }
+        };
+        let rows = rows.map_err(Error::from)?;
         let cursor = |user: &User| Cursor::after(user, query.order);
         let (rows, next_page_token) = convert::page(&call, &context, rows, limit, cursor)?;
         let users = rows.iter().map(|user| shown(user, &call)).collect();
@@ -262,6 +279,9 @@ impl pb::user_service_server::UserService for Users {
         }
         let mut fields = Fields::new();
         let edits = edits(&mut fields, &paths, &input, call.now);
+        if call.limit.is_some() {
+            refuse_beyond(&mut fields, &edits);
+        }
         fields.finish()?;
         let user = mutate!(call, |tx| {
             let mut user = find_for_change(tx, &call, id, &input.etag).await?;
@@ -421,6 +441,22 @@ fn first_email(contacts: &[Contact]) -> Option<String> {
     Some(email.value.text())
 }
 
+/// Whoever looks after some people only says nothing of how these are known to everybody: other systems' ids, and
+/// names that are kept for who speaks for all.
+fn refuse_beyond(fields: &mut Fields, edits: &[Edit]) {
+    for edit in edits {
+        match edit {
+            Edit::ExternalIds(_) => {
+                fields.refuse("user.external_ids", "is for who may change every user");
+            }
+            Edit::Username(Some(username)) if username.is_reserved() => {
+                fields.refuse("user.username", "is reserved");
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The user as it is, for a caller who may change it and knows its present state.
 async fn find_for_change(tx: &mut Write, call: &Call, id: UserId, etag: &str) -> Result<User> {
     let user = users::get(tx, id).await?;
@@ -462,7 +498,7 @@ fn require_to_create(call: &Call, given: &[&str], user_id: &str, password: bool)
     }
 }
 
-fn new_id(call: &Call, text: &str) -> Result<uuid::Uuid, String> {
+fn new_id(call: &Call, text: &str) -> Result<Uuid, String> {
     if text.is_empty() {
         return Ok(call.new_uuid());
     }

@@ -303,7 +303,7 @@ pub async fn is_another_of_operators(
     let sql = sql!(
         "WITH RECURSIVE operators (id, kind) AS (
             SELECT g.principal_id, g.principal_kind FROM grants g
-            WHERE g.role = $1 AND (g.start_time IS NULL OR g.start_time <= $2)
+            WHERE g.role = $1 AND g.resource = '' AND (g.start_time IS NULL OR g.start_time <= $2)
                 AND (g.expire_time IS NULL OR g.expire_time > $2)
             UNION
             SELECT m.member_id, m.member_kind FROM operators CROSS JOIN group_members m

@@ -12,12 +12,13 @@ use super::{
     db::{Read, Write},
     entitlements,
     error::{Error, Result},
-    groups::{self, above},
+    groups::{self, ways},
     roles,
     sql::{Row, principal_kind, sql},
 };
 use crate::domain::{
-    grant::{Grant, Holdings, Permission},
+    grant::{Grant, Holdings, Permission, limited},
+    group::Membership,
     name::{GrantId, PrincipalId},
     role,
     scope::ScopeName,
@@ -28,7 +29,7 @@ use crate::domain::{
 macro_rules! columns {
     () => {
         "g.id, g.revision, g.principal_id, g.principal_kind, g.role, g.scope, g.audience, g.reason, \
-         g.granted_by, g.create_time, g.start_time, g.expire_time, g.elevation_id"
+         g.granted_by, g.create_time, g.start_time, g.expire_time, g.elevation_id, g.resource"
     };
 }
 
@@ -47,6 +48,7 @@ fn grant(row: &Row) -> Result<Grant> {
         revision: row.get("revision")?,
         principal: row.get_principal("principal_kind", "principal_id")?,
         permission,
+        resource: row.get("resource")?,
         reason: row.get("reason")?,
         granted_by: row.get("granted_by")?,
         create_time: row.get("create_time")?,
@@ -74,7 +76,15 @@ pub async fn holdings(
         Some(audience) => list_of_audience(db, principal, audience, now).await?,
     };
     let (mut grants, mut of_roles) = (BTreeMap::new(), BTreeMap::new());
-    for (grant, role_scope) in rows {
+    let mut memberships = Vec::new();
+    for found in rows {
+        let (grant, role_scope) = match found {
+            Found::Membership(membership) => {
+                memberships.push(membership);
+                continue;
+            }
+            Found::Grant(grant, role_scope) => (grant, role_scope),
+        };
         if let Permission::Role(role) = &grant.permission {
             let scopes = of_roles.entry(role.clone()).or_insert_with(|| {
                 let built_in = role::built_in(role).map(Cow::Borrowed);
@@ -86,12 +96,6 @@ pub async fn holdings(
         }
         grants.insert(grant.id, grant);
     }
-    let is_by_group = grants.values().any(|grant| grant.principal != principal);
-    let memberships = if is_by_group {
-        groups::memberships(db, principal, now).await?
-    } else {
-        Vec::new()
-    };
     Ok(Holdings {
         principal,
         memberships,
@@ -109,7 +113,11 @@ pub async fn power(
     now: Timestamp,
 ) -> Result<BTreeSet<ScopeName>> {
     let holdings = holdings(db, principal, audience, now).await?;
-    let mut power: BTreeSet<ScopeName> = holdings.prospective(now).into_iter().cloned().collect();
+    let mut power: BTreeSet<ScopeName> = holdings
+        .prospective(now)
+        .into_iter()
+        .map(Cow::into_owned)
+        .collect();
     let roles: BTreeSet<String> = entitlements::roles_of(db, principal, now)
         .await?
         .into_iter()
@@ -139,7 +147,8 @@ pub async fn names(
     let groups = groups::memberships(db, principal, now).await?;
     names.extend(groups.iter().map(|membership| membership.group.to_string()));
     let granted = holdings(db, principal, None, now).await?.grants;
-    let granted = granted.iter().map(|grant| &grant.permission);
+    let granted = granted.iter().filter(|grant| grant.resource.is_empty());
+    let granted = granted.map(|grant| &grant.permission);
     let roles = granted.filter(|it| matches!(it, Permission::Role(_)));
     names.extend(roles.map(Permission::name));
     let asked_for = entitlements::roles_of(db, principal, now).await?;
@@ -151,38 +160,59 @@ pub async fn names(
     Ok(names)
 }
 
-macro_rules! with_scope_of_role {
-    () => {
-        ", r.audience AS role_audience, r.scope AS role_scope"
-    };
+/// A row of what somebody holds: a membership on the way to it, or a grant with one of the scopes of its role.
+enum Found {
+    Membership(Membership),
+    Grant(Grant, Option<ScopeName>),
 }
 
-/// A grant, and one of the scopes of its role.
-fn grant_and_scope(row: &Row) -> Result<(Grant, Option<ScopeName>)> {
-    let scope = match (row.get("role_audience")?, row.get("role_scope")?) {
+fn found(row: &Row) -> Result<Found> {
+    if row.get::<Option<Uuid>>("group_id")?.is_some() {
+        return groups::membership(row).map(Found::Membership);
+    }
+    Ok(Found::Grant(grant(row)?, role_scope(row)?))
+}
+
+/// A scope of the role of a grant, if that is a made one.
+fn role_scope(row: &Row) -> Result<Option<ScopeName>> {
+    Ok(match (row.get("role_audience")?, row.get("role_scope")?) {
         (Some(audience), Some(scope)) => Some(ScopeName { audience, scope }),
         _ => None,
-    };
-    Ok((grant(row)?, scope))
+    })
 }
 
-/// The grants to a principal and to the groups it is or is going to be in, but for those that are over: one row for
-/// each scope of its role.
-async fn list_all(
-    db: &mut Read,
-    principal: PrincipalId,
-    now: Timestamp,
-) -> Result<Vec<(Grant, Option<ScopeName>)>> {
+macro_rules! with_scope_of_role {
+    () => {
+        ", r.audience AS role_audience, r.scope AS role_scope, NULL AS group_id, NULL AS member_id, \
+          NULL AS member_kind, NULL AS added_by"
+    };
+}
+
+/// Memberships among grants: what only grants have is of no kind that PostgreSQL could not guess.
+macro_rules! memberships_beside {
+    () => {
+        " UNION ALL
+          SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, ways.create_time, ways.start_time,
+            ways.expire_time, NULL, NULL, NULL, NULL, ways.group_id, ways.member_id, ways.member_kind, ways.added_by
+          FROM ways
+          UNION ALL "
+    };
+}
+
+/// The grants to a principal and to the groups it is or is going to be in, but for those that are over, one row for
+/// each scope of its role; and the memberships on the way. One statement, since a second one would go from group
+/// to group again.
+async fn list_all(db: &mut Read, principal: PrincipalId, now: Timestamp) -> Result<Vec<Found>> {
     let sql = sql!(
-        above!(),
+        ways!(),
         "SELECT ",
         columns!(),
         with_scope_of_role!(),
         " FROM grants g LEFT JOIN role_scopes r ON r.role = g.role
           WHERE g.principal_id = $1 AND g.principal_kind = $2
-            AND (g.expire_time > $3 OR g.expire_time IS NULL)
-          UNION ALL
-          SELECT ",
+            AND (g.expire_time > $3 OR g.expire_time IS NULL)",
+        memberships_beside!(),
+        "SELECT ",
         columns!(),
         with_scope_of_role!(),
         " FROM above CROSS JOIN grants g LEFT JOIN role_scopes r ON r.role = g.role
@@ -192,26 +222,26 @@ async fn list_all(
     .bind(principal)
     .bind(principal_kind(principal))
     .bind(now);
-    db.all(sql, grant_and_scope).await
+    db.all(sql, found).await
 }
 
-/// Those of them that may come to scopes of an audience, and these scopes.
+/// The same with the grants that may come to scopes of an audience, and these scopes.
 async fn list_of_audience(
     db: &mut Read,
     principal: PrincipalId,
     audience: &str,
     now: Timestamp,
-) -> Result<Vec<(Grant, Option<ScopeName>)>> {
+) -> Result<Vec<Found>> {
     let sql = sql!(
-        above!(),
+        ways!(),
         "SELECT ",
         columns!(),
         with_scope_of_role!(),
         " FROM grants g LEFT JOIN role_scopes r ON r.role = g.role AND r.audience = $4
           WHERE g.principal_id = $1 AND g.principal_kind = $2
-            AND (g.expire_time > $3 OR g.expire_time IS NULL) AND g.audience IN ($4, '')
-          UNION ALL
-          SELECT ",
+            AND (g.expire_time > $3 OR g.expire_time IS NULL) AND g.audience IN ($4, '')",
+        memberships_beside!(),
+        "SELECT ",
         columns!(),
         with_scope_of_role!(),
         " FROM above CROSS JOIN grants g
@@ -223,7 +253,50 @@ async fn list_of_audience(
     .bind(principal_kind(principal))
     .bind(now)
     .bind(audience);
-    db.all(sql, grant_and_scope).await
+    db.all(sql, found).await
+}
+
+/// What somebody may do, or is going to, with those in a group and because they are in it; of our own.
+pub async fn list_exposing(
+    db: &mut Read,
+    resource: &str,
+    now: Timestamp,
+) -> Result<BTreeSet<ScopeName>> {
+    let sql = sql!(
+        "SELECT ",
+        columns!(),
+        ", r.audience AS role_audience, r.scope AS role_scope
+         FROM grants g LEFT JOIN role_scopes r ON r.role = g.role AND r.audience = $3
+         WHERE g.resource = $1 AND (g.expire_time > $2 OR g.expire_time IS NULL) AND g.resource <> ''"
+    )
+    .bind(resource)
+    .bind(now)
+    .bind(OWN_AUDIENCE);
+    let rows = db
+        .all(sql, |row| Ok((grant(row)?, role_scope(row)?)))
+        .await?;
+    let mut scopes = BTreeSet::new();
+    for (grant, role_scope) in rows {
+        match grant.permission {
+            Permission::Scope(scope) => drop(scopes.insert(scope)),
+            Permission::Role(role) => match role::built_in(&role) {
+                Some(of_role) => scopes.extend(of_role.iter().cloned()),
+                None => scopes.extend(role_scope),
+            },
+        }
+    }
+    scopes.retain(|scope| limited(scope, resource).is_some() && scope.is_own());
+    Ok(scopes)
+}
+
+/// Whether a grant that is not over is for this resource.
+pub async fn is_resource(db: &mut Read, resource: &str, now: Timestamp) -> Result<bool> {
+    let sql = sql!(
+        "SELECT EXISTS (SELECT 1 FROM grants WHERE resource = $1 AND resource <> ''
+            AND (expire_time > $2 OR expire_time IS NULL)) AS is_resource"
+    );
+    db.one(sql.bind(resource).bind(now), |row| row.get("is_resource"))
+        .await
 }
 
 /// How many grants a principal itself has that are not over.
@@ -321,8 +394,8 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     };
     let sql = sql!(
         "INSERT INTO grants (id, revision, principal_id, principal_kind, role, scope, audience, reason,
-            granted_by, create_time, start_time, expire_time, elevation_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+            granted_by, create_time, start_time, expire_time, elevation_id, resource)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
     )
     .bind(grant.id)
     .bind(grant.revision)
@@ -336,7 +409,8 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     .bind(grant.create_time)
     .bind(grant.start_time)
     .bind(grant.expire_time)
-    .bind(grant.elevation);
+    .bind(grant.elevation)
+    .bind(grant.resource.as_str());
     db.execute(sql).await.map(drop)
 }
 

@@ -15,15 +15,16 @@ use super::{
 };
 use crate::domain::{
     group::{self, Group, Membership},
-    name::{AccountId, GroupId, PrincipalId},
+    name::{GroupId, PrincipalId},
     time::Timestamp,
 };
 
-macro_rules! columns {
+macro_rules! group_columns {
     () => {
         "g.id, g.revision, g.display_name, g.description, g.create_time, g.update_time"
     };
 }
+pub(super) use group_columns;
 
 macro_rules! member_columns {
     () => {
@@ -46,6 +47,28 @@ macro_rules! above {
     };
 }
 pub(super) use above;
+
+/// `ways`: the memberships of the principal `$1` of kind `$2`, of the groups it is in, and so on, that are not over
+/// at `$3`; and `above (id)`, the groups they are of.
+macro_rules! ways {
+    () => {
+        "WITH RECURSIVE ways (member_id, member_kind, group_id, start_time, expire_time, added_by, create_time)
+         AS (
+            SELECT m.member_id, m.member_kind, m.group_id, m.start_time, m.expire_time, m.added_by,
+                m.create_time
+            FROM group_members m
+            WHERE m.member_id = $1 AND m.member_kind = $2
+                AND (m.expire_time > $3 OR m.expire_time IS NULL)
+            UNION
+            SELECT m.member_id, m.member_kind, m.group_id, m.start_time, m.expire_time, m.added_by,
+                m.create_time
+            FROM ways CROSS JOIN group_members m
+            WHERE m.member_id = ways.group_id AND m.member_kind = 'group'
+                AND (m.expire_time > $3 OR m.expire_time IS NULL)),
+         above (id) AS (SELECT DISTINCT group_id FROM ways) "
+    };
+}
+pub(super) use ways;
 
 /// The same, but only those that it is in at `$3`.
 macro_rules! above_now {
@@ -84,7 +107,7 @@ macro_rules! people_below {
 pub(super) use people_below;
 
 /// The one place that says how a row becomes a group.
-fn group(row: &Row) -> Result<Group> {
+pub(super) fn group(row: &Row) -> Result<Group> {
     Ok(Group {
         id: row.get("id")?,
         revision: row.get("revision")?,
@@ -95,7 +118,7 @@ fn group(row: &Row) -> Result<Group> {
     })
 }
 
-fn membership(row: &Row) -> Result<Membership> {
+pub(super) fn membership(row: &Row) -> Result<Membership> {
     Ok(Membership {
         group: row.get("group_id")?,
         member: row.get_principal("member_kind", "member_id")?,
@@ -107,7 +130,12 @@ fn membership(row: &Row) -> Result<Membership> {
 }
 
 pub async fn find(db: &mut Read, id: GroupId) -> Result<Option<Group>> {
-    let sql = sql!("SELECT ", columns!(), " FROM groups g WHERE g.id = $1").bind(id);
+    let sql = sql!(
+        "SELECT ",
+        group_columns!(),
+        " FROM groups g WHERE g.id = $1"
+    )
+    .bind(id);
     db.optional(sql, group).await
 }
 
@@ -125,12 +153,12 @@ pub async fn list(
     let sql = match member {
         None => sql!(
             "SELECT ",
-            columns!(),
+            group_columns!(),
             " FROM groups g WHERE g.id > $1 ORDER BY g.id LIMIT $2"
         ),
         Some(member) => sql!(
             "SELECT ",
-            columns!(),
+            group_columns!(),
             " FROM group_members m JOIN groups g ON g.id = m.group_id
               WHERE m.member_id = $1 AND m.member_kind = $2 AND m.group_id > $3
               ORDER BY m.group_id LIMIT $4"
@@ -272,17 +300,8 @@ pub async fn memberships(
     now: Timestamp,
 ) -> Result<Vec<Membership>> {
     let sql = sql!(
-        above!(),
-        "SELECT ",
-        member_columns!(),
-        " FROM group_members m WHERE m.member_id = $1 AND m.member_kind = $2
-            AND (m.expire_time > $3 OR m.expire_time IS NULL)
-          UNION ALL
-          SELECT ",
-        member_columns!(),
-        " FROM above CROSS JOIN group_members m
-          WHERE m.member_id = above.id AND m.member_kind = 'group'
-            AND (m.expire_time > $3 OR m.expire_time IS NULL)"
+        ways!(),
+        "SELECT member_id, member_kind, group_id, start_time, expire_time, added_by, create_time FROM ways"
     )
     .bind(principal)
     .bind(principal_kind(principal))
@@ -290,15 +309,16 @@ pub async fn memberships(
     db.all(sql, membership).await
 }
 
-/// Whom an account acts as now, and until when: itself and the groups it is in.
+/// What an account or a group is now, and until when: itself, and of the groups it is in.
 pub async fn principals(
     db: &mut Read,
-    account: AccountId,
+    principal: impl Into<PrincipalId>,
     now: Timestamp,
 ) -> Result<BTreeMap<PrincipalId, Timestamp>> {
-    let memberships = memberships(db, account.into(), now).await?;
+    let principal = principal.into();
+    let memberships = memberships(db, principal, now).await?;
     let in_effect = memberships.iter().filter(|it| it.is_in_effect(now));
-    let ways = group::ways(account.into(), in_effect).into_iter();
+    let ways = group::ways(principal, in_effect).into_iter();
     Ok(ways
         .map(|(principal, way)| (principal, way.end_time))
         .collect())

@@ -41,5 +41,6 @@ pub mod throttles;
 pub mod tokens;
 pub mod user_names;
 pub mod users;
+pub mod within;
 
 pub(crate) use db::transact;

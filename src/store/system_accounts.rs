@@ -20,7 +20,7 @@ use crate::domain::{
     time::Timestamp,
 };
 
-macro_rules! columns {
+macro_rules! system_account_columns {
     () => {
         "a.id, a.revision, a.state, a.state_reason, a.state_until_time, a.expire_time, \
          a.delete_time, a.purge_time, a.kind, a.owner_id, a.display_name, a.description, \
@@ -28,9 +28,10 @@ macro_rules! columns {
          a.update_time, a.last_used_time, a.unseal_request, a.unsealed_until_time"
     };
 }
+pub(super) use system_account_columns;
 
 /// The one place that says how a row becomes a system account.
-fn system_account(row: &Row) -> Result<SystemAccount> {
+pub(super) fn system_account(row: &Row) -> Result<SystemAccount> {
     Ok(SystemAccount {
         id: row.get("id")?,
         revision: row.get("revision")?,
@@ -58,7 +59,7 @@ fn system_account(row: &Row) -> Result<SystemAccount> {
 pub async fn find(db: &mut Read, id: SystemAccountId) -> Result<Option<SystemAccount>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        system_account_columns!(),
         " FROM system_accounts a WHERE a.id = $1"
     )
     .bind(id);
@@ -73,7 +74,7 @@ pub async fn find_by_secret(
 ) -> Result<Option<(SystemAccount, Credential)>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        system_account_columns!(),
         ", ",
         credential_columns!(),
         " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
@@ -92,7 +93,7 @@ pub async fn list_with_credentials(
 ) -> Result<Vec<(SystemAccount, Credential)>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        system_account_columns!(),
         ", ",
         credential_columns!(),
         " FROM credentials c JOIN system_accounts a ON a.id = c.account_id
@@ -107,7 +108,7 @@ pub async fn list_with_credentials(
 pub async fn find_built_in(db: &mut Read, display_name: &str) -> Result<Option<SystemAccount>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        system_account_columns!(),
         " FROM system_accounts a WHERE a.owner_id IS NULL AND a.display_name = $1
           ORDER BY a.create_time, a.id LIMIT 1"
     );
@@ -139,17 +140,22 @@ impl Cursor {
     }
 }
 
+/// Where a page starts.
+pub(super) fn begin(after: Option<&Cursor>) -> (i64, Uuid) {
+    after.map_or((-1, Uuid::nil()), |cursor| (cursor.time, cursor.id))
+}
+
 pub async fn list(
     db: &mut Read,
     query: &Query,
     after: Option<&Cursor>,
     limit: i64,
 ) -> Result<Vec<SystemAccount>> {
-    let (time, id) = after.map_or((-1, Uuid::nil()), |cursor| (cursor.time, cursor.id));
+    let (time, id) = begin(after);
     let sql = match query.owner {
         None => sql!(
             "SELECT ",
-            columns!(),
+            system_account_columns!(),
             " FROM system_accounts a
               WHERE (a.create_time, a.id) > ($1, $2)
                 AND (a.state = $3 OR $3 IS NULL) AND ($4 OR a.state <> 'DELETED')
@@ -158,7 +164,7 @@ pub async fn list(
         ),
         Some(owner) => sql!(
             "SELECT ",
-            columns!(),
+            system_account_columns!(),
             " FROM system_accounts a
               WHERE a.owner_id = $1 AND (a.create_time, a.id) > ($2, $3)
                 AND (a.state = $4 OR $4 IS NULL) AND ($5 OR a.state <> 'DELETED')

@@ -22,7 +22,7 @@ use crate::domain::{
     username::Username,
 };
 
-macro_rules! columns {
+macro_rules! user_columns {
     () => {
         "u.username, u.username_key, u.id, u.revision, u.state, u.state_reason, \
          u.state_until_time, u.expire_time, u.delete_time, u.purge_time, u.display_name, \
@@ -31,9 +31,10 @@ macro_rules! columns {
          u.primary_phone"
     };
 }
+pub(super) use user_columns;
 
 /// The one place that says how a row becomes a user.
-fn user(row: &Row) -> Result<User> {
+pub(super) fn user(row: &Row) -> Result<User> {
     let username: Option<String> = row.get("username")?;
     let key: Option<String> = row.get("username_key")?;
     Ok(User {
@@ -62,7 +63,7 @@ fn user(row: &Row) -> Result<User> {
 }
 
 pub async fn find(db: &mut Read, id: UserId) -> Result<Option<User>> {
-    let sql = sql!("SELECT ", columns!(), " FROM users u WHERE u.id = $1").bind(id);
+    let sql = sql!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1").bind(id);
     db.optional(sql, user).await
 }
 
@@ -80,7 +81,7 @@ pub const FIND_ALL: usize = 20;
 pub async fn find_all(db: &mut Read, ids: &[UserId]) -> Result<Vec<User>> {
     let mut sql = sql!(
         "SELECT ",
-        columns!(),
+        user_columns!(),
         " FROM users u WHERE u.id IN ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
          $15, $16, $17, $18, $19, $20)"
     );
@@ -94,7 +95,7 @@ pub async fn find_all(db: &mut Read, ids: &[UserId]) -> Result<Vec<User>> {
 pub async fn find_by_identifier(db: &mut Read, identifier: &Identifier) -> Result<Option<User>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        user_columns!(),
         " FROM login_identifiers i JOIN users u ON u.id = i.user_id
           WHERE i.kind = $1 AND i.value_key = $2"
     );
@@ -242,7 +243,7 @@ pub async fn list(
             let (username, id) = begin(query, after);
             sql!(
                 "SELECT ",
-                columns!(),
+                user_columns!(),
                 " FROM users u
                   WHERE (u.username_key, u.id) > ($1, $2) AND u.username_key <= $3
                     AND u.create_time + 0 >= $4 AND u.create_time + 0 <= $5
@@ -263,7 +264,7 @@ pub async fn list(
             let (time, id) = ascending(after, first);
             sql!(
                 "SELECT ",
-                columns!(),
+                user_columns!(),
                 " FROM users u
                   WHERE (u.create_time, u.id) > ($1, $2) AND u.create_time <= $3
                     AND ($4 OR u.state <> 'DELETED')
@@ -278,7 +279,7 @@ pub async fn list(
             let (time, id) = ascending(after, first);
             sql!(
                 "SELECT ",
-                columns!(),
+                user_columns!(),
                 " FROM users u
                   WHERE u.state = $1 AND (u.create_time, u.id) > ($2, $3) AND u.create_time <= $4
                   ORDER BY u.create_time, u.id LIMIT $5"
@@ -292,7 +293,7 @@ pub async fn list(
             let (time, id) = descending(after, last);
             sql!(
                 "SELECT ",
-                columns!(),
+                user_columns!(),
                 " FROM users u
                   WHERE (u.create_time, u.id) < ($1, $2) AND u.create_time >= $3
                     AND ($4 OR u.state <> 'DELETED')
@@ -307,7 +308,7 @@ pub async fn list(
             let (time, id) = descending(after, last);
             sql!(
                 "SELECT ",
-                columns!(),
+                user_columns!(),
                 " FROM users u
                   WHERE u.state = $1 AND (u.create_time, u.id) < ($2, $3) AND u.create_time >= $4
                   ORDER BY u.create_time DESC, u.id DESC LIMIT $5"
@@ -326,7 +327,7 @@ fn by_name(query: &Query, kind: NameKind, after: Option<&Cursor>) -> Sql {
     let state = query.state.map(State::name);
     sql!(
         "SELECT ",
-        columns!(),
+        user_columns!(),
         " FROM user_names n JOIN users u ON u.id = n.user_id
           WHERE n.kind = $1 AND (n.name_key, n.user_id) > ($2, $3) AND n.name_key <= $4
             AND u.create_time + 0 >= $5 AND u.create_time + 0 <= $6
@@ -347,7 +348,7 @@ fn by_contact(query: &Query, kind: contact::Kind, after: Option<&Cursor>) -> Sql
     let state = query.state.map(State::name);
     sql!(
         "SELECT ",
-        columns!(),
+        user_columns!(),
         " FROM contacts c JOIN users u ON u.id = c.account_id
           WHERE c.kind = $1 AND c.value_key = $2 AND c.account_id > $3
             AND u.create_time + 0 >= $4 AND u.create_time + 0 <= $5
@@ -356,7 +357,7 @@ fn by_contact(query: &Query, kind: contact::Kind, after: Option<&Cursor>) -> Sql
     )
     .bind(kind.name())
     .bind(query.keys.0.as_str())
-    .bind(after.map_or(Uuid::nil(), |cursor| cursor.id))
+    .bind(last_id(after))
     .bind(query.created.0)
     .bind(query.created.1)
     .bind(state)
@@ -364,20 +365,25 @@ fn by_contact(query: &Query, kind: contact::Kind, after: Option<&Cursor>) -> Sql
 }
 
 /// Where a page of keys starts. No id is nil.
-fn begin<'a>(query: &'a Query, after: Option<&'a Cursor>) -> (&'a str, Uuid) {
+pub(super) fn begin<'a>(query: &'a Query, after: Option<&'a Cursor>) -> (&'a str, Uuid) {
     let first = (query.keys.0.as_str(), Uuid::nil());
     let after = after.map(|cursor| (cursor.key.as_str(), cursor.id));
     after.map_or(first, |after| after.max(first))
 }
 
+/// Where a page by ids starts.
+pub(super) fn last_id(after: Option<&Cursor>) -> Uuid {
+    after.map_or(Uuid::nil(), |cursor| cursor.id)
+}
+
 /// Where an ascending page starts: after the last row, or just before the first time.
-fn ascending(after: Option<&Cursor>, first: Timestamp) -> (i64, Uuid) {
+pub(super) fn ascending(after: Option<&Cursor>, first: Timestamp) -> (i64, Uuid) {
     after.map_or((first.micros() - 1, Uuid::max()), |cursor| {
         (cursor.time, cursor.id)
     })
 }
 
-fn descending(after: Option<&Cursor>, last: Timestamp) -> (i64, Uuid) {
+pub(super) fn descending(after: Option<&Cursor>, last: Timestamp) -> (i64, Uuid) {
     after.map_or((last.micros() + 1, Uuid::nil()), |cursor| {
         (cursor.time, cursor.id)
     })
@@ -426,7 +432,7 @@ pub async fn insert_all(db: &mut Write, users: &[User]) -> Result<()> {
 pub async fn list_from(db: &mut Read, after: UserId, limit: i64) -> Result<Vec<User>> {
     let sql = sql!(
         "SELECT ",
-        columns!(),
+        user_columns!(),
         " FROM users u WHERE u.id > $1 ORDER BY u.id LIMIT $2"
     );
     db.page(sql.bind(after).bind(limit), user).await

@@ -21,7 +21,7 @@ use tonic::{
 };
 
 use crate::{
-    changes, contacts, elevations,
+    changes, contacts, delegation, elevations,
     golden::assert_golden,
     groups,
     harness::{Actor, Engine, Refusal as _, Server, on_both_engines},
@@ -52,6 +52,15 @@ on_both_engines! {
     }
 }
 
+/// A program that may do everything with those in a group.
+async fn operator_of(server: &Server, group: &str) -> Actor {
+    let (account, secret) = server.create_system_account(&[]).await;
+    let operator = server.operator().await;
+    let granted = delegation::grant_for(&operator, &account.name, "roles/operator", group).await;
+    granted.expect("granted");
+    server.client(&account.uid, &secret).await
+}
+
 /// Everything that the requests name, and everybody who sends them.
 struct Stage {
     alice: String,
@@ -76,6 +85,8 @@ struct Stage {
     auditor: Actor,
     manager: Actor,
     operator: Actor,
+    operator_of_group: Actor,
+    operator_of_other: Actor,
     suspended: Actor,
     expired: Actor,
 }
@@ -116,6 +127,16 @@ impl Stage {
         let entitlement = elevations::entitle(&operator, entitlement).await;
         let entitlement = entitlement.expect("an entitlement");
         let elevation = elevations::ask(&alice.actor, elevations::wish(&entitlement)).await;
+        let group = groups::create(&operator, "Crew").await;
+        let outer = groups::create(&operator, "Crews").await;
+        let other = groups::create(&operator, "Others").await;
+        for (within, member) in [
+            (&group, alice.name()),
+            (&group, &robot.name),
+            (&outer, &group),
+        ] {
+            groups::add(&operator, within, member).await.expect("added");
+        }
         let stage = Self {
             credential: first_credential(&operator, alice.name()).await,
             robot_credential: first_credential(&operator, &robot.name).await,
@@ -128,7 +149,9 @@ impl Stage {
                 .name,
             entitlement: entitlement.name,
             elevation: elevation.expect("asked").name,
-            group: groups::create(&operator, "Crew").await,
+            operator_of_group: operator_of(&server, &outer).await,
+            operator_of_other: operator_of(&server, &other).await,
+            group,
             key: key.name,
             change,
             alice: alice.name().to_owned(),
@@ -163,6 +186,8 @@ impl Stage {
             ("auditor", &self.auditor),
             ("user manager", &self.manager),
             ("operator", &self.operator),
+            ("operator of their group", &self.operator_of_group),
+            ("operator of another group", &self.operator_of_other),
             ("suspended", &self.suspended),
             ("expired token", &self.expired),
         ];

@@ -43,6 +43,7 @@ async fn explain(
         principal: principal.to_owned(),
         scope: scope.to_owned(),
         proof: proof.to_owned(),
+        ..Default::default()
     };
     Ok(by.grants().explain_access(request).await?.into_inner())
 }

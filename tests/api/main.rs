@@ -22,6 +22,7 @@ mod changes;
 mod contacts;
 mod crash;
 mod credentials;
+mod delegation;
 mod elevations;
 mod escalation;
 mod events;

@@ -26,11 +26,30 @@ const SCOPES: [&str; 8] = [
     "groups.write",
     "access.write",
     "elevations.write",
-    "users.read",
+    "system_accounts.read",
     "keys.read",
     "events.read",
     "contacts.read",
 ];
+/// Which of them can be had for a group only.
+const LIMITABLE: [usize; 3] = [1, 4, 7];
+
+/// A scope, and the group that it is for, if it is not for everything; by their places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Piece {
+    scope: usize,
+    group: Option<usize>,
+}
+
+impl Piece {
+    fn covers(self, other: Self) -> bool {
+        self.scope == other.scope && (self.group.is_none() || self.group == other.group)
+    }
+}
+
+fn for_all(scope: usize) -> Piece {
+    Piece { scope, group: None }
+}
 
 /// An account or a group, by its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +70,8 @@ struct Grant {
     name: String,
     to: Who,
     what: What,
+    /// The group that it is for.
+    group: Option<usize>,
     end: i64,
     /// The elevation that it came about by.
     elevation: Option<usize>,
@@ -103,20 +124,24 @@ impl Model {
         is
     }
 
-    fn scopes(&self, what: What) -> BTreeSet<usize> {
-        match what {
+    fn pieces(&self, what: What, group: Option<usize>) -> BTreeSet<Piece> {
+        let scopes = match what {
             What::Role(role) => self.roles[role].clone(),
             What::Scope(scope) => BTreeSet::from([scope]),
-        }
+        };
+        let can_be = scopes
+            .into_iter()
+            .filter(|scope| group.is_none() || LIMITABLE.contains(scope));
+        can_be.map(|scope| Piece { scope, group }).collect()
     }
 
     /// What somebody holds, and until when.
-    fn holds(&self, who: Who) -> BTreeMap<usize, i64> {
+    fn holds(&self, who: Who) -> BTreeMap<Piece, i64> {
         let (is, mut holds) = (self.is(who), BTreeMap::new());
         for grant in self.grants.iter().filter(|grant| grant.end > self.now) {
             if let Some(until) = is.get(&grant.to) {
-                for scope in self.scopes(grant.what) {
-                    let known = holds.entry(scope).or_insert(0);
+                for piece in self.pieces(grant.what, grant.group) {
+                    let known = holds.entry(piece).or_insert(0);
                     *known = (*known).max(grant.end.min(*until));
                 }
             }
@@ -125,35 +150,71 @@ impl Model {
     }
 
     /// What whoever has somebody in hand could come to.
-    fn power(&self, who: Who) -> BTreeSet<usize> {
+    fn power(&self, who: Who) -> BTreeSet<Piece> {
         let (is, mut power) = (self.is(who), BTreeSet::new());
         power.extend(self.holds(who).keys());
         for entitlement in self.entitlements.iter().filter(|it| !it.is_removed) {
             let has_part = |who: &Who| is.contains_key(who);
             if has_part(&entitlement.whose) || entitlement.approvers.iter().any(has_part) {
-                power.extend(&self.roles[entitlement.role]);
+                power.extend(self.pieces(What::Role(entitlement.role), None));
             }
         }
         power
     }
 
-    fn may_give(&self, by: usize, scopes: &BTreeSet<usize>, until: i64) -> bool {
+    fn may_give(&self, by: usize, pieces: &BTreeSet<Piece>, until: i64) -> bool {
         let holds = self.holds(Who::Account(by));
-        scopes
-            .iter()
-            .all(|scope| holds.get(scope).is_some_and(|end| until <= *end))
+        pieces.iter().all(|piece| {
+            let mut wider = holds.iter().filter(|(held, _)| held.covers(*piece));
+            wider.any(|(_, end)| until <= *end)
+        })
     }
 
     fn outranks(&self, by: usize, whom: Who) -> bool {
         let holds = self.holds(Who::Account(by));
         self.power(whom)
             .iter()
-            .all(|scope| holds.contains_key(scope))
+            .all(|piece| holds.keys().any(|held| held.covers(*piece)))
     }
 
     fn may(&self, by: usize, scope: &str) -> bool {
-        let place = SCOPES.iter().position(|it| *it == scope).expect(scope);
-        self.holds(Who::Account(by)).contains_key(&place)
+        let holds = self.holds(Who::Account(by));
+        holds.contains_key(&for_all(place_of(scope)))
+    }
+
+    /// Whether somebody may do that to this one, be it because of a group only.
+    fn may_to(&self, by: usize, scope: &str, whom: Who) -> bool {
+        self.may(by, scope) || self.has_in_hand(by, scope, whom)
+    }
+
+    /// Whether this one is in a group that somebody may do that in.
+    fn has_in_hand(&self, by: usize, scope: &str, whom: Who) -> bool {
+        let is = self.is(whom);
+        let holds = self.holds(Who::Account(by));
+        let mut limited = holds.keys().filter(|held| held.scope == place_of(scope));
+        limited.any(|held| {
+            held.group
+                .is_some_and(|it| is.contains_key(&Who::Group(it)))
+        })
+    }
+
+    /// Whether somebody may put one into a group as far as those are concerned who have its people in hand.
+    fn may_expose(&self, by: usize, group: usize, member: Who, until: i64) -> bool {
+        let is = self.is(member);
+        self.is(Who::Group(group)).into_keys().all(|above| {
+            let Who::Group(above_place) = above else {
+                return true;
+            };
+            let known = is.get(&above).is_some_and(|end| until <= *end);
+            let live = self.grants.iter().filter(|it| it.end > self.now);
+            let mut exposing = live.filter(|it| it.group == Some(above_place));
+            known
+                || exposing.all(|grant| {
+                    let limited = self.pieces(grant.what, grant.group).into_iter();
+                    let pieces = limited.map(|piece| for_all(piece.scope)).collect();
+                    self.may_give(by, &pieces, until)
+                })
+        })
     }
 
     /// How many groups there are in one another from a group outwards, or inwards.
@@ -175,6 +236,10 @@ impl Model {
     fn open(&self, elevation: &Elevation) -> bool {
         elevation.until > self.now
     }
+}
+
+fn place_of(scope: &str) -> usize {
+    SCOPES.iter().position(|it| *it == scope).expect(scope)
 }
 
 /// Numbers that look like chance and are the same in every run (SplitMix64).
@@ -253,6 +318,7 @@ impl Stage {
                     name: made.name,
                     to: Who::Account(number),
                     what: What::Scope(scope),
+                    group: None,
                     end: FOREVER,
                     elevation: None,
                 });
@@ -265,6 +331,15 @@ impl Stage {
         match who {
             Who::Account(number) => &self.accounts[number].0,
             Who::Group(number) => &self.groups[number],
+        }
+    }
+
+    /// As a token has it.
+    fn told(&self, piece: Piece) -> String {
+        let scope = SCOPES[piece.scope];
+        match piece.group {
+            None => scope.to_owned(),
+            Some(group) => format!("{scope}@{}", self.groups[group]),
         }
     }
 
@@ -292,8 +367,11 @@ impl Stage {
         let (_, uid, secret) = &self.accounts[number];
         let anonymous = self.server.anonymous().await;
         let tokens = anonymous.issue(uid, secret).await.expect("a token");
-        let expected = self.model.holds(Who::Account(number));
-        let mut expected: Vec<&str> = expected.keys().map(|scope| SCOPES[*scope]).collect();
+        let held = self.model.holds(Who::Account(number));
+        let is_part =
+            |piece: &&Piece| piece.group.is_some() && held.contains_key(&for_all(piece.scope));
+        let told = held.keys().filter(|piece| !is_part(piece));
+        let mut expected: Vec<String> = told.map(|piece| self.told(*piece)).collect();
         expected.sort_unstable();
         assert_eq!(tokens.scopes, expected, "account {number}");
         self.server.with_token(&tokens.access_token).await
@@ -320,7 +398,7 @@ impl Stage {
     async fn step(&mut self) -> (String, bool, Result<(), Status>) {
         let by = self.below(ACCOUNTS);
         let actor = self.actor(by).await;
-        match self.below(20) {
+        match self.below(24) {
             0..5 => self.give(by, &actor).await,
             5..7 => self.take(by, &actor).await,
             7..10 => self.add(by, &actor).await,
@@ -328,8 +406,10 @@ impl Stage {
             12..14 => self.change_role(by, &actor).await,
             14 => self.entitle(by, &actor).await,
             15..17 => self.ask(by, &actor).await,
-            17 => self.approve(by, &actor).await,
-            18 => self.end(by, &actor).await,
+            17..19 => self.approve(by, &actor).await,
+            19 => self.end(by, &actor).await,
+            20..22 => self.look(by, &actor).await,
+            22 => self.list(by, &actor).await,
             _ => {
                 self.server.advance_s(50);
                 self.model.now += 50;
@@ -345,6 +425,8 @@ impl Stage {
         } else {
             What::Scope(self.below(SCOPES.len()))
         };
+        let group = (self.below(3) == 0).then(|| self.below(GROUPS));
+        let pieces = self.model.pieces(what, group);
         let is_full = self
             .model
             .grants
@@ -353,7 +435,8 @@ impl Stage {
             .count()
             >= 1_000;
         let expected = self.model.may(by, "grants.write")
-            && self.model.may_give(by, &self.model.scopes(what), end)
+            && (group.is_none() || !pieces.is_empty())
+            && self.model.may_give(by, &pieces, end)
             && self.model.outranks(by, to)
             && !is_full;
         let permission = match what {
@@ -361,7 +444,9 @@ impl Stage {
             What::Scope(scope) => scope_name(scope),
         };
         let mut request = grant_request(self.name(to), &permission);
-        request.grant.as_mut().expect("set").expire_time = time(end);
+        let grant = request.grant.as_mut().expect("set");
+        grant.expire_time = time(end);
+        grant.resource = group.map_or(String::new(), |group| self.groups[group].clone());
         let outcome = actor.grants().create_grant(request).await;
         let outcome = outcome.map(|made| {
             let name = made.into_inner().name;
@@ -370,12 +455,13 @@ impl Stage {
                 name,
                 to,
                 what,
+                group,
                 end,
                 elevation,
             });
         });
         (
-            format!("{by} gives {to:?} {what:?} until {end}"),
+            format!("{by} gives {to:?} {what:?} for {group:?} until {end}"),
             expected,
             outcome,
         )
@@ -390,9 +476,11 @@ impl Stage {
         let is_lent = grant.elevation.is_some() && grant.end > self.model.now;
         let expected = self.model.may(by, "grants.write")
             && !is_lent
-            && self
-                .model
-                .may_give(by, &self.model.scopes(grant.what), self.model.now)
+            && self.model.may_give(
+                by,
+                &self.model.pieces(grant.what, grant.group),
+                self.model.now,
+            )
             && self.model.outranks(by, grant.to);
         let request = pb::DeleteGrantRequest {
             name: grant.name.clone(),
@@ -414,10 +502,13 @@ impl Stage {
             }
             Who::Account(_) => true,
         };
-        let expected = self.model.may(by, "groups.write")
+        let whole = self.model.may(by, "groups.write");
+        let expected = self.model.may_to(by, "groups.write", Who::Group(group))
+            && (whole || self.model.has_in_hand(by, "groups.write", member))
             && self
                 .model
                 .may_give(by, &self.model.power(Who::Group(group)), end)
+            && self.model.may_expose(by, group, member, end)
             && self.model.outranks(by, member)
             && fits;
         let until = time(end).map(|time| time.seconds);
@@ -438,7 +529,7 @@ impl Stage {
         let Some((group, member)) = self.model.members.keys().nth(place).copied() else {
             return ("nobody to remove".to_owned(), true, Ok(()));
         };
-        let expected = self.model.may(by, "groups.write")
+        let expected = self.model.may_to(by, "groups.write", Who::Group(group))
             && self
                 .model
                 .may_give(by, &self.model.power(Who::Group(group)), self.model.now)
@@ -465,7 +556,9 @@ impl Stage {
             scopes.insert(scope);
         }
         let expected = self.model.may(by, "access.write")
-            && self.model.may_give(by, &BTreeSet::from([scope]), FOREVER);
+            && self
+                .model
+                .may_give(by, &BTreeSet::from([for_all(scope)]), FOREVER);
         let names: Vec<String> = scopes.iter().map(|scope| scope_name(*scope)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let changed = roles::role(&role_name(role), &names);
@@ -487,7 +580,9 @@ impl Stage {
         let mut approvers: Vec<Who> = (0..self.below(3)).map(|_| self.anybody()).collect();
         approvers.dedup();
         let expected = self.model.may(by, "elevations.write")
-            && self.model.may_give(by, &self.model.roles[role], FOREVER)
+            && self
+                .model
+                .may_give(by, &self.model.pieces(What::Role(role), None), FOREVER)
             && self.model.outranks(by, whose)
             && approvers.iter().all(|it| self.model.outranks(by, *it));
         let entitlement = pb::Entitlement {
@@ -521,9 +616,11 @@ impl Stage {
         let entitlement = self.model.entitlements[place].clone();
         let expected = self.model.may(by, "elevations.write")
             && !entitlement.is_removed
-            && self
-                .model
-                .may_give(by, &self.model.roles[entitlement.role], self.model.now);
+            && self.model.may_give(
+                by,
+                &self.model.pieces(What::Role(entitlement.role), None),
+                self.model.now,
+            );
         let outcome = elevations::delete(actor, &entitlement.name).await;
         let outcome = outcome.map(|()| self.model.entitlements[place].is_removed = true);
         (format!("{by} removes {entitlement:?}"), expected, outcome)
@@ -580,6 +677,47 @@ impl Stage {
         (format!("{by} asks by {entitlement:?}"), expected, outcome)
     }
 
+    /// Looks at what belongs to one account.
+    async fn look(&mut self, by: usize, actor: &Actor) -> (String, bool, Result<(), Status>) {
+        let at = self.below(ACCOUNTS);
+        let expected = by == at || self.model.may_to(by, "contacts.read", Who::Account(at));
+        let request = pb::ListContactsRequest {
+            parent: self.accounts[at].0.clone(),
+            ..Default::default()
+        };
+        let outcome = actor.contacts().list_contacts(request).await.map(drop);
+        (format!("{by} looks at {at}"), expected, outcome)
+    }
+
+    /// Lists accounts, and sees those only whom the model says.
+    async fn list(&mut self, by: usize, actor: &Actor) -> (String, bool, Result<(), Status>) {
+        let holds = self.model.holds(Who::Account(by));
+        let expected = holds
+            .keys()
+            .any(|it| SCOPES[it.scope] == "system_accounts.read");
+        let request = pb::ListSystemAccountsRequest {
+            page_size: 1_000,
+            ..Default::default()
+        };
+        let outcome = actor.system_accounts().list_system_accounts(request).await;
+        let outcome = outcome.map(|listed| {
+            let found = listed.into_inner().system_accounts;
+            let found: BTreeSet<String> = found.into_iter().map(|it| it.name).collect();
+            let is_seen = |at: &usize| {
+                self.model
+                    .may_to(by, "system_accounts.read", Who::Account(*at))
+            };
+            let seen = (0..ACCOUNTS).filter(is_seen);
+            let seen: BTreeSet<String> = seen.map(|at| self.accounts[at].0.clone()).collect();
+            if self.model.may(by, "system_accounts.read") {
+                assert!(found.is_superset(&seen));
+            } else {
+                assert_eq!(found, seen);
+            }
+        });
+        (format!("{by} lists accounts"), expected, outcome)
+    }
+
     /// When what somebody is lent now ends, whom it is for by who they are.
     fn lent_until(&self, requester: usize, whose: Who) -> i64 {
         let is = self.model.is(Who::Account(requester));
@@ -594,6 +732,7 @@ impl Stage {
             name,
             to: Who::Account(elevation.requester),
             what: What::Role(entitlement.role),
+            group: None,
             end: elevation.until,
             elevation: Some(place),
         });
@@ -642,9 +781,9 @@ impl Stage {
         let has_part = elevation.requester == by
             || !entitlement.is_removed
                 && entitlement.approvers.iter().any(|it| is.contains_key(it));
-        let role = &self.model.roles[entitlement.role];
-        let could_give =
-            self.model.may(by, "elevations.write") && self.model.may_give(by, role, self.model.now);
+        let role = self.model.pieces(What::Role(entitlement.role), None);
+        let could_give = self.model.may(by, "elevations.write")
+            && self.model.may_give(by, &role, self.model.now);
         let expected = (has_part || could_give) && self.model.open(&elevation);
         let shown = pb::Elevation {
             name: elevation.name.clone(),
@@ -671,13 +810,14 @@ impl Stage {
         for number in 0..3 {
             let held = self.model.holds(Who::Account(number));
             for scope in (0..SCOPES.len()).filter(|scope| number == 0 || *scope < 6) {
-                if held.get(&scope) != Some(&FOREVER) {
+                if held.get(&for_all(scope)) != Some(&FOREVER) {
                     let name = self.accounts[number].0.clone();
                     let made = self.server.grant(&name, &scope_name(scope)).await;
                     self.model.grants.push(Grant {
                         name: made.name,
                         to: Who::Account(number),
                         what: What::Scope(scope),
+                        group: None,
                         end: FOREVER,
                         elevation: None,
                     });
@@ -698,18 +838,17 @@ impl Stage {
             };
             let answer = operator.grants().list_effective_scopes(request).await;
             let answer = answer.expect("a list").into_inner().effective_scopes;
-            let found: BTreeMap<String, i64> = answer
-                .into_iter()
-                .map(|it| {
-                    (
-                        it.scope,
-                        it.expire_time.map_or(FOREVER, |time| time.seconds),
-                    )
-                })
-                .collect();
+            let found = answer.into_iter().map(|it| {
+                let end = it.expire_time.map_or(FOREVER, |time| time.seconds);
+                ((it.scope, it.resource), end)
+            });
+            let found: BTreeMap<(String, String), i64> = found.collect();
             let held = self.model.holds(who).into_iter();
-            let expected: BTreeMap<String, i64> =
-                held.map(|(scope, end)| (scope_name(scope), end)).collect();
+            let expected = held.map(|(piece, end)| {
+                let group = piece.group.map(|group| self.groups[group].clone());
+                ((scope_name(piece.scope), group.unwrap_or_default()), end)
+            });
+            let expected: BTreeMap<(String, String), i64> = expected.collect();
             assert_eq!(found, expected, "{who:?}");
         }
     }
@@ -737,7 +876,9 @@ on_both_engines! {
             }
         }
         stage.compare().await;
-        for kind in ["gives", "takes", "puts", "turns", "entitles", "asks", "approves", "ends"] {
+        for kind in [
+            "gives", "takes", "puts", "turns", "entitles", "asks", "approves", "ends", "looks", "lists",
+        ] {
             let (accepted, refused) = done[kind];
             assert!(accepted >= 5 && refused >= 5, "{kind}: {done:?}");
         }
