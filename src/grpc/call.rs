@@ -2,7 +2,7 @@
 //! time it is.
 //!
 //! Invariant: no call, no database. Only a `Call` gets a handle, only this file makes a `Call`; the
-//! two ways are `enter`, for requests, and `system`, for accountd's own work.
+//! ways are `enter` and `enter_to_find`, for requests, and `system`, for accountd's own work.
 
 use std::{
     net::IpAddr,
@@ -129,6 +129,7 @@ impl Call {
         let mut knock = Self::knock(app, request).await?;
         let reach = match knock.authorise() {
             Ok(()) => Reach::Everything,
+            Err(refusal) if knock.policy.reach != access::Reach::Found => return Err(refusal),
             Err(refusal) => knock.call.admit_to_some(knock.policy, refusal)?,
         };
         let (call, message) = knock.admitted().await?;
@@ -499,8 +500,9 @@ impl Call {
     }
 
     /// For `mutate!`: refuses a caller whose session, credential or account has come to an end since
-    /// the call entered, or who has lost sight of what it is about. On PostgreSQL a transaction that has asked already may still commit beside the
-    /// one that ends them, as if it had come first, within the time that a transaction has.
+    /// the call entered, or who has lost sight of what it is about. On PostgreSQL a transaction that has
+    /// asked already may still commit beside the one that ends them, as if it had come first, within the
+    /// time that a transaction has.
     pub async fn require_standing(&self, db: &mut Read) -> Result<()> {
         let Some(claims) = &self.claims else {
             return Ok(());
@@ -627,8 +629,9 @@ fn text(metadata: &MetadataMap, name: &str) -> String {
 
 /// Runs a mutation: as `transact!`, but the caller's token has to stand in it too, a retry gets its
 /// first answer, the answer of a first attempt is recorded for retries, `validate_only` rolls
-/// everything back, and so does a call that has to wait for a second person. Another isolation than SERIALIZABLE will do where nothing that was read, but for
-/// the unique keys, has to stay true until the end.
+/// everything back, and so does a call that has to wait for a second person. Another isolation than
+/// SERIALIZABLE will do where nothing that was read, but for the unique keys, has to stay true until the
+/// end.
 macro_rules! mutate {
     ($call:expr, |$tx:ident| $body:block) => {
         mutate!($call, $crate::store::db::Isolation::Serializable, |$tx| {

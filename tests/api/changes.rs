@@ -395,6 +395,24 @@ on_both_engines! {
         }
         assert_eq!(grants_of(&bob.actor, &eve.name, "roles/operator").await, []);
 
+        // Where nothing is given, nobody asks again what was granted but whoever carries it out.
+        let scopes = ["keys.write", "changes.approve"].map(|it| format!("scopes/accountd:{it}"));
+        let ann = person(&server, "ann-keys", &scopes.each_ref().map(String::as_str)).await;
+        let key = keys::prepare(&ann.actor, "").await.expect("not marked");
+        let name = pending(revoke(&ann.actor, &key).await);
+        let request = pb::ListGrantsRequest {
+            filter: format!("principal = \"{}\" AND scope = \"{}\"", ann.name(), scopes[0]),
+            ..Default::default()
+        };
+        let own = bob.actor.grants().list_grants(request).await.expect("listed").into_inner();
+        let request = pb::DeleteGrantRequest {
+            name: own.grants[0].name.clone(),
+            ..Default::default()
+        };
+        bootstrap.grants().delete_grant(request).await.expect("taken back");
+        assert_refused(approve(&bob.actor, &name).await, Reason::WrongState);
+        assert_eq!(state_of(&bob.actor, &key).await, pb::signing_key::State::Prepared);
+
         // What it was about has gone.
         let ann = operator(&server, "ann").await;
         let name = pending(grant(&ann.actor, &eve.name, "roles/operator").await);
