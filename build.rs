@@ -4,6 +4,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     env,
     error::Error,
     fmt::Write as _,
@@ -69,8 +70,14 @@ fn proto_files() -> Result<Vec<PathBuf>> {
 /// The table that the door consults, as a Rust array of `Policy`.
 fn policies(pool: &DescriptorPool) -> Result<String> {
     let mut code = String::from("[\n");
+    let mut names = BTreeSet::new();
     for rpc in rpcs(pool) {
         let path = rpc_path(&rpc);
+        if !names.insert(rpc.name().to_owned()) {
+            return Err(
+                format!("another RPC has the name of {path}, by which operators mark it").into(),
+            );
+        }
         let policy = option(pool, &rpc, "accountd.v1.policy")
             .ok_or_else(|| format!("{path} has no policy"))?;
         if bindings(pool, &rpc)?.is_empty() {

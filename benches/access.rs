@@ -19,7 +19,7 @@ use accountd::{
         name::{GrantId, GroupId, PrincipalId, UserId},
         role::Role,
         scope::{Scope, ScopeName},
-        time::Timestamp,
+        time::{Timestamp, Window},
     },
     env::{Random, SystemClock, SystemRandom},
     store::{
@@ -178,8 +178,7 @@ fn membership(group: GroupId, member: PrincipalId) -> Membership {
     Membership {
         group,
         member,
-        start_time: None,
-        expire_time: None,
+        window: Window::default(),
         added_by: "accountd".to_owned(),
         create_time: NOW,
     }
@@ -195,8 +194,7 @@ fn grant(id: GrantId, group: GroupId, permission: Permission) -> Grant {
         reason: "made up".to_owned(),
         granted_by: "accountd".to_owned(),
         create_time: NOW,
-        start_time: None,
-        expire_time: None,
+        window: Window::default(),
         elevation: None,
     }
 }

@@ -358,7 +358,7 @@ async fn settle_changes(app: &Arc<App>) -> Result<()> {
                 && let Some(end) = change.next_time.filter(|end| *end <= call.now)
             {
                 let reason = change.decide_reason.clone();
-                change.end(change::State::Lapsed, String::new(), reason, end);
+                call.end_change(&mut change, change::State::Lapsed, reason, end)?;
                 changes::update(tx, &change).await?;
                 events::append(tx, &change.tell(call.event())).await?;
             }

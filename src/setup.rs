@@ -26,7 +26,7 @@ use crate::{
         name::{CredentialId, EventId, GrantId, SystemAccountId},
         secret::{self, Secret},
         system_account::{self, Edit, SystemAccount},
-        time::Timestamp,
+        time::{Timestamp, Window},
     },
     env::{Clock, Random},
     hasher::Hasher,
@@ -350,8 +350,7 @@ impl Bootstrap {
             reason: "the first operator".to_owned(),
             granted_by: Actor::Accountd.name(),
             create_time: now,
-            start_time: None,
-            expire_time: None,
+            window: Window::default(),
             elevation: None,
         };
         Self {

@@ -446,7 +446,7 @@ section! {
         ownerless_accounts_s: i64 = 1_209_600,
         /// Seconds until a message that was sent, or could not be, is forgotten.
         messages_s: i64 = 604_800,
-        /// Seconds until a grant that has expired is forgotten.
+        /// Seconds until a grant or membership that has expired, and an elevation or change that is over, is forgotten.
         ended_grants_s: i64 = 2_592_000,
     }
 }

@@ -105,15 +105,9 @@ pub enum Proof {
 
 impl Principal {
     pub fn new(claims: Claims) -> Self {
-        let proof = match claims.account {
-            AccountClaims::User { sid, .. } => Proof::Session(SessionId(sid)),
-            AccountClaims::SystemAccount { credential_id } => {
-                Proof::Credential(CredentialId(credential_id))
-            }
-        };
         Self {
             id: claims.account_id(),
-            proof,
+            proof: Proof::of(&claims),
             scopes: claims.scopes(),
             here: Vec::new(),
             client_id: claims.client_id,
@@ -172,6 +166,15 @@ impl Principal {
 }
 
 impl Proof {
+    pub const fn of(claims: &Claims) -> Self {
+        match claims.account {
+            AccountClaims::User { sid, .. } => Self::Session(SessionId(sid)),
+            AccountClaims::SystemAccount { credential_id } => {
+                Self::Credential(CredentialId(credential_id))
+            }
+        }
+    }
+
     /// The resource name below the account `id`.
     pub fn name(self, id: AccountId) -> String {
         match self {

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    access::POLICIES,
+    access::{POLICIES, Proof},
     event::Event,
     name::{AccountId, ChangeId},
     role,
@@ -119,7 +119,7 @@ pub struct Change {
     pub revision: i64,
     /// The path of the RPC.
     pub rpc: String,
-    /// The request, encrypted: it may hold a password.
+    /// The request, encrypted: it may hold a password, until it is over.
     pub request: Vec<u8>,
     /// What the same call of the same caller is recognised by.
     pub fingerprint: Vec<u8>,
@@ -143,6 +143,11 @@ pub struct Change {
 impl Change {
     pub const fn proposer(&self) -> AccountId {
         self.claims.account_id()
+    }
+
+    /// The session or the credential that it came with.
+    pub const fn proof(&self) -> Proof {
+        Proof::of(&self.claims)
     }
 
     pub fn state(&self, now: Timestamp) -> State {

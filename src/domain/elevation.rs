@@ -69,6 +69,22 @@ impl Entitlement {
         time::has_passed(self.expire_time, now)
     }
 
+    /// Whether it lets nobody have anything that it did not let them have before, on the same terms or harder ones.
+    pub fn is_within(&self, before: &Self, now: Timestamp) -> bool {
+        let end = |it: &Self| it.expire_time.unwrap_or(Timestamp::MAX);
+        let has_no_new_approver = match (&*self.approvers, &*before.approvers) {
+            (_, []) => true,
+            ([], _) => false,
+            (those, known) => those.iter().all(|it| known.contains(it)),
+        };
+        !before.is_over(now)
+            && end(self) <= end(before)
+            && self.max_duration_s <= before.max_duration_s
+            && has_no_new_approver
+            && self.needs_ticket >= before.needs_ticket
+            && self.needs_step_up >= before.needs_step_up
+    }
+
     pub fn edit(&mut self, edit: Edit) {
         match edit {
             Edit::MaxDuration(seconds) => self.max_duration_s = seconds,

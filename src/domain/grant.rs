@@ -11,7 +11,7 @@ use super::{
     name::{ElevationId, GrantId, GroupId, PrincipalId},
     role,
     scope::{self, ScopeName},
-    time::{self, Timestamp},
+    time::{Timestamp, Window},
 };
 
 /// Most grants of one principal, but for those that are over.
@@ -30,8 +30,7 @@ pub struct Grant {
     /// The resource name of whoever granted it, or `accountd`.
     pub granted_by: String,
     pub create_time: Timestamp,
-    pub start_time: Option<Timestamp>,
-    pub expire_time: Option<Timestamp>,
+    pub window: Window,
     /// What it came about by, if somebody was elevated.
     pub elevation: Option<ElevationId>,
 }
@@ -63,15 +62,10 @@ impl Permission {
 }
 
 impl Grant {
-    pub fn is_in_effect(&self, now: Timestamp) -> bool {
-        time::has_passed(Some(self.start_time.unwrap_or(now)), now)
-            && !time::has_passed(self.expire_time, now)
-    }
-
     pub fn edit(&mut self, edit: Edit) {
         match edit {
             Edit::Reason(text) => self.reason = text,
-            Edit::ExpireTime(time) => self.expire_time = time,
+            Edit::ExpireTime(time) => self.window.end = time,
         }
     }
 
@@ -158,7 +152,7 @@ impl Holdings {
 
     /// The groups that the principal is in now, and itself.
     fn ways(&self, now: Timestamp) -> BTreeMap<PrincipalId, Way> {
-        let in_effect = self.memberships.iter().filter(|it| it.is_in_effect(now));
+        let in_effect = self.memberships.iter().filter(|it| it.window.contains(now));
         group::ways(self.principal, in_effect)
     }
 
@@ -168,12 +162,9 @@ impl Holdings {
         let reaching = self.grants.iter().filter_map(|grant| {
             let way = ways
                 .get(&grant.principal)
-                .filter(|_| grant.is_in_effect(now))?
+                .filter(|_| grant.window.contains(now))?
                 .clone();
-            let end_time = grant
-                .expire_time
-                .unwrap_or(Timestamp::MAX)
-                .min(way.end_time);
+            let end_time = grant.window.last().min(way.end_time);
             Some(Reaching {
                 grant,
                 way,
@@ -239,11 +230,11 @@ impl Holdings {
             .filter(|grant| is_of_scope(grant) && is_idle(grant));
         let idle = of_scope.filter_map(|grant| {
             let via = ways.get(&grant.principal)?.via.clone();
-            let why = if time::has_passed(grant.expire_time, now) {
+            let why = if grant.window.is_over(now) {
                 Idle::Ended
             } else if reaches(grant) {
                 Idle::Limited
-            } else if grant.is_in_effect(now) {
+            } else if grant.window.contains(now) {
                 Idle::NoMembership
             } else {
                 Idle::NotStarted
@@ -296,7 +287,7 @@ impl Holdings {
     /// Every scope that is held or going to be.
     pub fn prospective(&self, now: Timestamp) -> BTreeSet<Cow<'_, ScopeName>> {
         let grants = self.grants.iter();
-        let live = grants.filter(|grant| !time::has_passed(grant.expire_time, now));
+        let live = grants.filter(|grant| !grant.window.is_over(now));
         live.flat_map(|grant| self.scopes(grant)).collect()
     }
 }
@@ -349,8 +340,10 @@ mod tests {
             reason: String::new(),
             granted_by: String::new(),
             create_time: NOW,
-            start_time: start.map(|s| NOW.plus_s(s)),
-            expire_time: end.map(|s| NOW.plus_s(s)),
+            window: Window {
+                start: start.map(|s| NOW.plus_s(s)),
+                end: end.map(|s| NOW.plus_s(s)),
+            },
             elevation: None,
         }
     }
@@ -445,8 +438,10 @@ mod tests {
         holdings.memberships.push(Membership {
             group: CREW,
             member: ANN,
-            start_time: None,
-            expire_time: Some(NOW.plus_s(7)),
+            window: Window {
+                start: None,
+                end: Some(NOW.plus_s(7)),
+            },
             added_by: String::new(),
             create_time: NOW,
         });
@@ -459,7 +454,7 @@ mod tests {
         let by = &effective[&Cow::Borrowed(&pack)][0];
         assert_eq!((&by.way.via, by.end_time), (&vec![CREW], NOW.plus_s(7)));
         assert_eq!(holdings.held("shop", NOW.plus_s(7)), Held::default());
-        holdings.memberships[0].start_time = Some(NOW.plus_s(1));
+        holdings.memberships[0].window.start = Some(NOW.plus_s(1));
         assert_eq!(holdings.held("shop", NOW), Held::default());
         assert_eq!(holdings.prospective(NOW).len(), 3, "is going to have it");
         let why = |now| {

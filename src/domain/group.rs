@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     name::{GroupId, PrincipalId},
-    time::{self, Timestamp},
+    time::{Timestamp, Window},
 };
 
 /// Most groups.
@@ -77,18 +77,10 @@ impl Group {
 pub struct Membership {
     pub group: GroupId,
     pub member: PrincipalId,
-    pub start_time: Option<Timestamp>,
-    pub expire_time: Option<Timestamp>,
+    pub window: Window,
     /// The resource name of whoever added it.
     pub added_by: String,
     pub create_time: Timestamp,
-}
-
-impl Membership {
-    pub fn is_in_effect(&self, now: Timestamp) -> bool {
-        time::has_passed(Some(self.start_time.unwrap_or(now)), now)
-            && !time::has_passed(self.expire_time, now)
-    }
 }
 
 /// How a principal is in a group.
@@ -118,7 +110,7 @@ pub fn ways<'a>(
             continue;
         }
         for membership in above.get(&at).into_iter().flatten() {
-            let end = membership.expire_time.unwrap_or(Timestamp::MAX);
+            let end = membership.window.last();
             let via = via.iter().copied().chain([membership.group]).collect();
             let group = PrincipalId::Group(membership.group);
             open.push((end_time.min(end), Reverse((length + 1, via)), group));
@@ -151,8 +143,10 @@ mod tests {
         Membership {
             group: GroupId(Uuid::from_u128(of)),
             member,
-            start_time: start.map(|s| NOW.plus_s(s)),
-            expire_time: end.map(|s| NOW.plus_s(s)),
+            window: Window {
+                start: start.map(|s| NOW.plus_s(s)),
+                end: end.map(|s| NOW.plus_s(s)),
+            },
             added_by: String::new(),
             create_time: NOW,
         }
@@ -160,7 +154,7 @@ mod tests {
 
     /// Where Ann is: how long, and through which groups.
     fn found(memberships: &[Membership]) -> Vec<(PrincipalId, Option<i64>, Vec<u128>)> {
-        let in_effect = memberships.iter().filter(|it| it.is_in_effect(NOW));
+        let in_effect = memberships.iter().filter(|it| it.window.contains(NOW));
         let ways = ways(ANN, in_effect).into_iter();
         let shown = ways.filter(|(at, _)| *at != ANN).map(|(at, way)| {
             let end = (way.end_time != Timestamp::MAX).then(|| way.end_time.seconds() - 1_000);

@@ -81,6 +81,41 @@ pub fn has_passed(end: Option<Timestamp>, now: Timestamp) -> bool {
     end.is_some_and(|end| end <= now)
 }
 
+/// From when until when something counts: its first instant is in it, its last is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// From the beginning when absent.
+    pub start: Option<Timestamp>,
+    /// For good when absent.
+    pub end: Option<Timestamp>,
+}
+
+impl Window {
+    /// Whether it never counts, whatever the time.
+    pub fn is_empty(self) -> bool {
+        self.start.is_some_and(|start| start >= self.last())
+    }
+
+    pub fn contains(self, now: Timestamp) -> bool {
+        self.start.is_none_or(|start| start <= now) && !self.is_over(now)
+    }
+
+    pub fn is_over(self, now: Timestamp) -> bool {
+        has_passed(self.end, now)
+    }
+
+    /// When it is over; [`Timestamp::MAX`] if never.
+    pub fn last(self) -> Timestamp {
+        self.end.unwrap_or(Timestamp::MAX)
+    }
+
+    /// Whether nothing is in it from now on that is not in the other.
+    pub fn is_within(self, other: Self, now: Timestamp) -> bool {
+        let start = |it: Self| it.start.unwrap_or(now).max(now);
+        start(self) >= start(other) && self.last() <= other.last() && !other.is_over(now)
+    }
+}
+
 /// A name of the IANA time zone database.
 pub fn is_time_zone(name: &str) -> bool {
     jiff::tz::TimeZone::get(name).is_ok()
@@ -114,6 +149,34 @@ mod tests {
         for text in ["1969-12-31T23:59:59Z", "2026-11-21", "yesterday", ""] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_window_has_its_first_instant_and_not_its_last() {
+        let at = Timestamp::from_seconds;
+        let window = |start: Option<i64>, end: Option<i64>| Window {
+            start: start.map(at),
+            end: end.map(at),
+        };
+        let inside = |start, end, now| window(start, end).contains(at(now));
+        assert!(inside(None, None, 5) && inside(Some(5), None, 5) && inside(None, Some(6), 5));
+        assert!(!inside(Some(6), None, 5) && !inside(None, Some(5), 5));
+        assert!(window(Some(5), Some(5)).is_empty() && !window(Some(5), Some(6)).is_empty());
+        assert!(!window(None, Some(0)).is_empty() && !window(Some(5), None).is_empty());
+
+        let within = |narrow: (_, _), wide: (_, _)| {
+            window(narrow.0, narrow.1).is_within(window(wide.0, wide.1), at(5))
+        };
+        assert!(within((Some(7), Some(8)), (Some(7), Some(8))));
+        assert!(
+            within((None, Some(8)), (Some(4), Some(8))),
+            "what has been is no matter"
+        );
+        assert!(within((Some(8), Some(9)), (None, None)));
+        assert!(!within((Some(6), Some(8)), (Some(7), Some(8))));
+        assert!(!within((None, Some(9)), (None, Some(8))));
+        assert!(!within((None, None), (None, Some(8))));
+        assert!(!within((None, Some(5)), (None, Some(5))), "over is over");
     }
 
     #[test]

@@ -9,9 +9,8 @@ use uuid::Uuid;
 use super::{
     call::Call,
     convert,
-    groups::{parse_principal, require_known},
     mint::{self, Limits},
-    pb, scopes,
+    pb, principals, scopes,
 };
 use crate::{
     domain::{
@@ -39,7 +38,7 @@ pub(super) async fn check(
     request: &pb::CheckAccessRequest,
 ) -> Result<pb::CheckAccessResponse> {
     let mut fields = Fields::new();
-    let principal = fields.take("principal", parse(call, &request.principal));
+    let principal = fields.take("principal", principals::parse_own(call, &request.principal));
     let audience = fields.take("audience", token::audience(&request.audience));
     let requested = convert::list(&request.scopes, MAX_CHECKED, scope::parse);
     let requested = fields.take("scopes", requested);
@@ -60,7 +59,7 @@ pub(super) async fn explain(
     request: &pb::ExplainAccessRequest,
 ) -> Result<pb::ExplainAccessResponse> {
     let mut fields = Fields::new();
-    let principal = fields.take("principal", parse(call, &request.principal));
+    let principal = fields.take("principal", principals::parse_own(call, &request.principal));
     let expected = || "must be scopes/{audience}:{scope}".to_owned();
     let scope = ScopeName::parse(&request.scope).ok_or_else(expected);
     let scope = fields.take("scope", scope);
@@ -103,7 +102,8 @@ pub(super) async fn list(
     call: &Call,
     request: &pb::ListEffectiveScopesRequest,
 ) -> Result<pb::ListEffectiveScopesResponse> {
-    let principal = parse(call, &request.parent).map_err(|text| Error::field("parent", text))?;
+    let principal = principals::parse_own(call, &request.parent)
+        .map_err(|text| Error::field("parent", text))?;
     let limit = page::size(request.page_size)?;
     let expected = "1 to 255 visible ASCII characters";
     let audience = filter::only(&request.filter, "audience", expected, |text| {
@@ -112,7 +112,7 @@ pub(super) async fn list(
     let context = call.page_context(&[&request.parent, &request.filter]);
     let after: Option<ScopeName> = call.open_page(&context, &request.page_token)?;
     let mut db = call.db().read().await?;
-    require_known(&mut db, principal).await?;
+    principals::require_known(&mut db, principal).await?;
     let holdings = grants::holdings(&mut db, principal, audience.as_deref(), call.now).await?;
     drop(db);
     let rows = holdings
@@ -180,7 +180,7 @@ enum Subject {
 impl Subject {
     async fn find(call: &Call, principal: PrincipalId, proof: &str) -> Result<Self> {
         let mut db = call.db().read().await?;
-        require_known(&mut db, principal).await?;
+        principals::require_known(&mut db, principal).await?;
         let missing = || Error::not_found(proof);
         let Some(account) = principal.account() else {
             return if proof.is_empty() {
@@ -274,14 +274,6 @@ fn proof_id(
             let expected = format!("must be {account}/{collection}/{{id}}");
             Err(Error::field("proof", expected))
         }
-    }
-}
-
-/// A principal, `users/me` and `systemAccounts/me` included.
-fn parse(call: &Call, name: &str) -> Result<PrincipalId, String> {
-    match call.account("principal", name) {
-        Ok(account) => Ok(account.into()),
-        Err(_) => parse_principal(name),
     }
 }
 

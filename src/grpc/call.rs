@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     consent::{Commission, Consent, Purpose},
-    reach::{Limit, Reach},
+    reach::{Limit, View},
 };
 use crate::{
     app::App,
@@ -125,15 +125,15 @@ impl Call {
     pub async fn enter_to_find<T: Inbound>(
         app: &Arc<App>,
         request: Request<T>,
-    ) -> Result<(Self, T, Reach)> {
+    ) -> Result<(Self, T, View)> {
         let mut knock = Self::knock(app, request).await?;
-        let reach = match knock.authorise() {
-            Ok(()) => Reach::Everything,
+        let view = match knock.authorise() {
+            Ok(()) => View::Everything,
             Err(refusal) if knock.policy.reach != access::Reach::Found => return Err(refusal),
             Err(refusal) => knock.call.admit_to_some(knock.policy, refusal)?,
         };
         let (call, message) = knock.admitted().await?;
-        Ok((call, message, reach))
+        Ok((call, message, view))
     }
 
     /// A request, and who is at the door with it.

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Value};
 use tonic::{Request, Response};
+use zeroize::Zeroizing;
 
 use super::{
     DESCRIPTORS, Reply, accounts,
@@ -129,7 +130,7 @@ impl pb::change_service_server::ChangeService for Changes {
             let mut change = find_visible(tx, &call, id, &[APPROVE]).await?;
             convert::require_etag(&request.etag, change.revision, id)?;
             require_pending(&change, call.now)?;
-            change.end(State::Denied, call.by(), reason.clone(), call.now);
+            call.end_change(&mut change, State::Denied, reason.clone(), call.now)?;
             changes::update(tx, &change).await?;
             events::append(tx, &change.tell(call.event())).await?;
             shown(call.app(), &change, call.now)?
@@ -241,12 +242,9 @@ fn query(filter: &str) -> Result<Query> {
 
 /// A change with what was asked for, which has to be shown before anybody agrees.
 pub(super) fn shown(app: &App, change: &Change, now: Timestamp) -> Result<pb::Change> {
-    let sealed = &change.request;
-    let request = app.keys.changes.open(change.id.0.as_bytes(), sealed);
-    let request = request.ok_or_else(|| Error::internal("a change does not open"))?;
     Ok(pb::Change {
         // An update may have taken the RPC away.
-        request: request_shown(&change.rpc, &request),
+        request: request_shown(&change.rpc, &request(app, change)?),
         ..summary(change, now)
     })
 }
@@ -283,11 +281,26 @@ fn summary(change: &Change, now: Timestamp) -> pb::Change {
         },
         decide_reason: change.decide_reason.clone(),
         end_time: convert::some_timestamp(change.ended(now)),
+        proof: change.proof().name(change.proposer()),
+        ip_address: change.address.map(|it| it.to_string()).unwrap_or_default(),
     }
+}
+
+/// What was asked for, as it was sent; without its secrets once the change is over.
+pub(super) fn request(app: &App, change: &Change) -> Result<Zeroizing<Vec<u8>>> {
+    let id = change.id.0;
+    let request = app.keys.changes.open(id.as_bytes(), &change.request);
+    request.ok_or_else(|| Error::internal("a change does not open"))
 }
 
 /// A request as JSON has it, without its secrets; `None` where there is no such RPC, or JSON has no form for it.
 pub(super) fn request_shown(rpc: &str, request: &[u8]) -> Option<prost_types::Struct> {
+    let json = serde_json::to_string(&without_secrets(rpc, request)?).ok()?;
+    convert::from_json_text(&json)
+}
+
+/// A request without its secrets; `None` where there is no such RPC.
+pub(super) fn without_secrets(rpc: &str, request: &[u8]) -> Option<DynamicMessage> {
     static POOL: LazyLock<DescriptorPool> =
         LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("the build made them"));
     let (service, method) = rpc.trim_start_matches('/').split_once('/')?;
@@ -295,8 +308,7 @@ pub(super) fn request_shown(rpc: &str, request: &[u8]) -> Option<prost_types::St
     let method = service.methods().find(|it| it.name() == method)?;
     let mut message = DynamicMessage::decode(method.input(), request).ok()?;
     withhold_secrets(&mut message);
-    let json = serde_json::to_string(&message).ok()?;
-    convert::from_json_text(&json)
+    Some(message)
 }
 
 /// Clears whatever the protos mark as secret, at any depth.

@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use http::{Extensions, HeaderMap};
+use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::{
@@ -28,10 +29,11 @@ use crate::{
         name::{AccountId, ChangeId},
         scope::ScopeName,
         secret,
+        time::Timestamp,
         token::{Claims, OWN_AUDIENCE},
     },
     store::{
-        changes as store,
+        self,
         db::{Read, Write},
         events, grants, sessions, system_accounts, transact,
     },
@@ -96,8 +98,7 @@ impl Commission {
         // An update may have taken the RPC away.
         let policy =
             access::policy(&rpc).ok_or_else(|| gone(id, "there is no such RPC any more"))?;
-        let message = app.keys.changes.open(id.0.as_bytes(), &self.change.request);
-        let message = message.ok_or_else(|| Error::internal("a change does not open"))?;
+        let message = changes::request(app, &self.change)?;
         let mut extensions = Extensions::new();
         extensions.insert(Context {
             policy,
@@ -113,31 +114,23 @@ impl Commission {
             extensions,
         };
         let outcome = call.send(services(app).into_axum_router()).await;
-        outcome.map(drop).map_err(|status| match status.code() {
+        outcome.map(drop).map_err(|status| {
+            let is_refusal = match status.code() {
+                Code::PermissionDenied
+                | Code::Unauthenticated
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::FailedPrecondition => true,
+                Code::Aborted => !status::is_of(&status, Reason::TransactionConflict),
+                _ => false,
+            };
+            if purpose == Purpose::Rehearsal || !is_refusal {
+                return status;
+            }
             // It is not whoever agrees who may not.
-            Code::Aborted
-                if purpose == Purpose::Execution
-                    && !status::is_of(&status, Reason::TransactionConflict) =>
-            {
-                gone(
-                    id,
-                    &format!("cannot be carried out any more: {}", status.message()),
-                )
-            }
-            Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-                if purpose == Purpose::Execution =>
-            {
-                gone(
-                    id,
-                    &format!("cannot be carried out any more: {}", status.message()),
-                )
-            }
-            _ => status,
+            let why = status.message();
+            gone(id, &format!("cannot be carried out any more: {why}"))
         })
     }
 
@@ -150,12 +143,17 @@ impl Commission {
         call.require_standing(tx).await?;
         let mut change = changes::find_pending(tx, call, self.change.id).await?;
         changes::require_revision(&change, self.change.revision)?;
-        change.end(State::Approved, call.by(), self.reason.clone(), call.now);
-        store::update(tx, &change).await?;
+        call.end_change(&mut change, State::Approved, self.reason.clone(), call.now)?;
+        store::changes::update(tx, &change).await?;
         events::append(tx, &change.tell(call.event())).await?;
         call.record(tx, &changes::shown(call.app(), &change, call.now)?)
             .await
     }
+}
+
+fn seal(app: &App, id: ChangeId, request: &[u8]) -> Vec<u8> {
+    let nonce = app.random.bytes();
+    app.keys.changes.seal(nonce, id.0.as_bytes(), request)
 }
 
 fn gone(id: ChangeId, text: &str) -> Status {
@@ -200,6 +198,22 @@ impl Call {
                 scopes: vec![guarded.scope.clone()],
             });
         }
+        Ok(())
+    }
+
+    /// Ends a change: of what was asked for stays what was shown of it.
+    pub fn end_change(
+        &self,
+        change: &mut Change,
+        state: State,
+        reason: String,
+        time: Timestamp,
+    ) -> Result<()> {
+        let app = self.app();
+        let shown = changes::without_secrets(&change.rpc, &changes::request(app, change)?);
+        let shown = shown.map_or_else(Vec::new, |message| message.encode_to_vec());
+        change.request = seal(app, change.id, &shown);
+        change.end(state, self.by(), reason, time);
         Ok(())
     }
 
@@ -297,10 +311,7 @@ impl Call {
             id,
             revision: 1,
             rpc: self.rpc().to_owned(),
-            request: app
-                .keys
-                .changes
-                .seal(app.random.bytes(), id.0.as_bytes(), request),
+            request: seal(app, id, request),
             fingerprint: self.consent.fingerprint.clone(),
             claims,
             address: self.address,
@@ -313,14 +324,13 @@ impl Call {
             end_time: None,
         };
         let proposer = change.proposer();
-        let proof = |claims: &Claims| Principal::new(claims.clone()).proof;
         transact!(self.db(), |tx| {
             self.require_standing(tx).await?;
-            let open = store::list_open(tx, proposer, self.now, MAX_PENDING).await?;
+            let open = store::changes::list_open(tx, proposer, self.now, MAX_PENDING).await?;
             let is_same = |it: &&Change| {
                 it.rpc == change.rpc
                     && secret::equal(&it.fingerprint, &change.fingerprint)
-                    && proof(&it.claims) == proof(&change.claims)
+                    && it.proof() == change.proof()
             };
             match open.iter().find(is_same) {
                 Some(known) => known.clone(),
@@ -330,7 +340,7 @@ impl Call {
                     return Err(Error::precondition(Reason::LimitReached, name, text));
                 }
                 None => {
-                    store::insert(tx, &change).await?;
+                    store::changes::insert(tx, &change).await?;
                     let event = change.tell(self.event_of("change.proposed"));
                     events::append(tx, &event).await?;
                     change.clone()

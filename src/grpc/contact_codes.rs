@@ -3,7 +3,7 @@
 use super::{
     call::{Call, mutate},
     contact_changes, contact_fields,
-    contacts::{find_current, follow, has_primary, require_change},
+    contacts::{find_current, follow, has_primary, require_change, require_hold},
     convert, messages,
     pb::{self, send_contact_code_request::Delivery},
     secrets::{self, Asked},
@@ -47,7 +47,7 @@ pub(super) async fn send(
     }
     if !is_returned {
         let mut db = call.db().read().await?;
-        require_change(&mut db, call, account).await?;
+        require_hold(&mut db, call, account).await?;
         let contact = find_current(&mut db, account, id, &request.etag).await?;
         let channel = Channel::of(contact.require_unproven()?.kind());
         drop(db);
@@ -62,10 +62,11 @@ pub(super) async fn send(
     let expire_time = call.now.plus_s(settings.contact_code_lifetime_s);
     let link_expire_time = call.now.plus_s(settings.contact_link_lifetime_s);
     let response = mutate!(call, |tx| {
-        require_change(tx, call, account).await?;
+        require_hold(tx, call, account).await?;
         if is_returned {
             // Who has the code can make an address their own, in somebody else's name.
             call.require_full_power_over(tx, account).await?;
+            call.opens(tx, account).await?;
         }
         let contact = find_current(tx, account, id, &request.etag).await?;
         let value = contact.require_unproven()?;

@@ -248,16 +248,21 @@ pub(super) async fn remove(tx: &mut Write, call: &Call, contact: &Contact) -> Re
     follow(tx, call, Some(contact), None).await
 }
 
-/// Refuses unless the account can be changed, by this caller.
+/// Refuses unless the account can be changed, by this caller; who changes it may let somebody in.
 pub(super) async fn require_change(db: &mut Read, call: &Call, account: AccountId) -> Result<()> {
+    require_hold(db, call, account).await?;
+    call.opens(db, account).await
+}
+
+/// Refuses unless the account is one to be changed, and not greater than this caller.
+pub(super) async fn require_hold(db: &mut Read, call: &Call, account: AccountId) -> Result<()> {
     accounts::require_to_manage(call, account)?;
     accounts::state(db, account).await?.require(
         &[State::Active, State::Suspended],
         account,
         call.now,
     )?;
-    call.require_power_over(db, account).await?;
-    call.opens(db, account).await
+    call.require_power_over(db, account).await
 }
 
 pub(super) async fn find(db: &mut Read, account: AccountId, id: ContactId) -> Result<Contact> {

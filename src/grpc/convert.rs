@@ -4,9 +4,10 @@ use prost_types::{FieldMask, Struct, Timestamp as PbTimestamp, Value, value::Kin
 use serde_json::Value as Json;
 
 use crate::domain::{
-    error::{Error, Result},
+    account,
+    error::{Error, Fields, Result},
     page, text,
-    time::Timestamp,
+    time::{Timestamp, Window},
     user::{MAX_ATTRIBUTES_BYTES, MAX_ATTRIBUTES_DEPTH},
 };
 
@@ -39,6 +40,31 @@ pub(super) fn parse_time(time: Option<&PbTimestamp>) -> Result<Option<Timestamp>
         Some(time) => Ok(Some(time)),
         None => Err("must be a time between 1970 and 9999".to_owned()),
     }
+}
+
+/// What is wrong with a time that nothing is in.
+pub(super) const EMPTY_WINDOW: &str = "must be after `start_time`";
+
+/// A `start_time` and an `expire_time` that somebody sent, the second of which has to come yet; what is wrong with
+/// them goes to `fields`, below `parent`.
+pub(super) fn window(
+    fields: &mut Fields,
+    parent: &str,
+    (start, end): (Option<&PbTimestamp>, Option<&PbTimestamp>),
+    now: Timestamp,
+) -> Window {
+    let start = fields.take(&format!("{parent}start_time"), parse_time(start));
+    let end = parse_time(end).and_then(|time| account::future(time, now));
+    let field = format!("{parent}expire_time");
+    let end = fields.take(&field, end);
+    let window = Window {
+        start: start.flatten(),
+        end: end.flatten(),
+    };
+    if window.is_empty() {
+        fields.refuse(&field, EMPTY_WINDOW);
+    }
+    window
 }
 
 pub(super) const fn seconds(seconds: i64) -> prost_types::Duration {

@@ -8,8 +8,8 @@ use super::{
     Reply, accounts,
     call::{Call, mutate},
     convert,
-    entitlements::{self, MIN_DURATION_S, READ, own_principals},
-    grants as give, pb, roles,
+    entitlements::{self, MIN_DURATION_S, READ},
+    grants as give, pb, principals, roles,
 };
 use crate::{
     app::App,
@@ -22,6 +22,7 @@ use crate::{
         grant::{Grant, Permission},
         name::{AccountId, ElevationId, GrantId},
         page, text,
+        time::Window,
         user::MAX_REASON,
     },
     store::{
@@ -113,7 +114,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
         let lapse_s = call.app().config.elevation.request_s;
         let elevation = mutate!(call, |tx| {
             let entitlement = store::entitlements::find(tx, id).await?;
-            let own = own_principals(tx, &call).await?;
+            let own = principals::of_caller(tx, &call).await?;
             let entitlement = entitlement.filter(|it| own.contains_key(&it.principal));
             let missing = || Error::not_found(request.entitlement.clone());
             let entitlement = entitlement.ok_or_else(missing)?;
@@ -178,10 +179,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
             }
             require_entitled(tx, &call, &entitlement, elevation.requester).await?;
             begin(tx, &call, &entitlement, &mut elevation, &answer.reason).await?;
-            elevation.touch();
-            elevations::update(tx, &elevation).await?;
-            append_event(tx, &call, &elevation).await?;
-            shown(&elevation, &call)
+            store_changed(tx, &call, elevation).await?
         })?;
         Ok(Response::new(elevation))
     }
@@ -195,10 +193,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
         let elevation = mutate!(call, |tx| {
             let (mut elevation, _) = answer.find(tx, &call).await?;
             elevation.deny(call.by(), answer.reason.clone(), call.now);
-            elevation.touch();
-            elevations::update(tx, &elevation).await?;
-            append_event(tx, &call, &elevation).await?;
-            shown(&elevation, &call)
+            store_changed(tx, &call, elevation).await?
         })?;
         Ok(Response::new(elevation))
     }
@@ -227,10 +222,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
                 end_grant(tx, &call, grant, elevation.requester).await?;
             }
             elevation.end(State::Ended, call.now);
-            elevation.touch();
-            elevations::update(tx, &elevation).await?;
-            append_event(tx, &call, &elevation).await?;
-            shown(&elevation, &call)
+            store_changed(tx, &call, elevation).await?
         })?;
         Ok(Response::new(elevation))
     }
@@ -336,7 +328,7 @@ async fn is_approver(db: &mut Read, call: &Call, elevation: &Elevation) -> Resul
     let Some(entitlement) = store::entitlements::find(db, elevation.entitlement).await? else {
         return Ok(false);
     };
-    let own = own_principals(db, call).await?;
+    let own = principals::of_caller(db, call).await?;
     Ok(entitlement.approvers.iter().any(|it| own.contains_key(it)))
 }
 
@@ -427,8 +419,10 @@ async fn begin(
         reason: elevation.justification.clone(),
         granted_by: call.by(),
         create_time: call.now,
-        start_time: None,
-        expire_time: Some(end),
+        window: Window {
+            start: None,
+            end: Some(end),
+        },
         elevation: Some(elevation.id),
     };
     give::insert(tx, call, &grant).await?;
@@ -444,7 +438,7 @@ async fn end_grant(
     requester: AccountId,
 ) -> Result<()> {
     if let Some(mut grant) = grants::find(tx, grant).await? {
-        grant.expire_time = Some(call.now);
+        grant.window.end = Some(call.now);
         grant.touch();
         grants::update(tx, &grant).await?;
     }
@@ -459,6 +453,18 @@ async fn end_grant(
         }
     }
     Ok(())
+}
+
+/// Stores a changed elevation with its event.
+async fn store_changed(
+    tx: &mut Write,
+    call: &Call,
+    mut elevation: Elevation,
+) -> Result<pb::Elevation> {
+    elevation.touch();
+    elevations::update(tx, &elevation).await?;
+    append_event(tx, call, &elevation).await?;
+    Ok(shown(&elevation, call))
 }
 
 async fn append_event(tx: &mut Write, call: &Call, elevation: &Elevation) -> Result<()> {

@@ -1,12 +1,8 @@
 //! Entitlements: the half of ElevationService that says who may ask for what.
 
-use std::collections::BTreeMap;
-
 use super::{
     call::{Call, mutate},
-    convert, grants as give,
-    groups::{PRINCIPAL, parse_principal, require_present},
-    pb, roles,
+    convert, pb, principals, roles,
 };
 use crate::{
     domain::{
@@ -24,7 +20,7 @@ use crate::{
     store::{
         db::{Read, Write},
         entitlements::{self, Cursor, Query},
-        events, groups,
+        events,
     },
 };
 
@@ -37,7 +33,7 @@ pub(super) async fn create(
 ) -> Result<pb::Entitlement> {
     let input = request.entitlement.unwrap_or_default();
     let mut fields = Fields::new();
-    let principal = fields.take("entitlement.principal", parse_principal(&input.principal));
+    let principal = fields.take("entitlement.principal", principals::parse(&input.principal));
     let expected = || "must be roles/{role}".to_owned();
     let role = role::parse_name(&input.role).ok_or_else(expected);
     let role = fields.take("entitlement.role", role.map(str::to_owned));
@@ -72,10 +68,10 @@ pub(super) async fn create(
         }
         require_to_entitle(tx, call, &entitlement, entitlement.expire_time).await?;
         call.gives(&roles::find(tx, &entitlement.role).await?.scopes);
-        require_present(tx, call, principal).await?;
+        principals::require_present(tx, call, principal).await?;
         call.require_power_over(tx, principal).await?;
         require_approvers(tx, call, &entitlement.approvers).await?;
-        give::void_begun(tx, principal).await?;
+        principals::void_begun(tx, principal).await?;
         entitlements::insert(tx, &entitlement).await?;
         append_event(tx, call, &entitlement, &[]).await?;
         shown(&entitlement)
@@ -90,7 +86,7 @@ pub(super) async fn get(
     let mut db = call.db().read().await?;
     let entitlement = find(&mut db, id).await?;
     if !call.caller.holds(READ) {
-        let own = own_principals(&mut db, call).await?;
+        let own = principals::of_caller(&mut db, call).await?;
         let is_own = |principal: &PrincipalId| own.contains_key(principal);
         if !is_own(&entitlement.principal) && !entitlement.approvers.iter().any(is_own) {
             return Err(Error::not_found(entitlement.id.to_string()));
@@ -112,7 +108,7 @@ pub(super) async fn list(
     let rows = match call.caller.account() {
         Some(account) if !call.caller.holds(READ) => {
             let mut own = entitlements::of_principal(&mut db, account.into(), call.now).await?;
-            let here = own_principals(&mut db, call).await?;
+            let here = principals::of_caller(&mut db, call).await?;
             own.retain(|it| {
                 let is_asked = query.principal.is_none_or(|asked| asked == it.principal)
                     && query.role.as_ref().is_none_or(|role| *role == it.role);
@@ -152,8 +148,14 @@ pub(super) async fn update(
             entitlement.edit(edit);
         }
         if entitlement != before {
-            require_to_entitle(tx, call, &entitlement, entitlement.expire_time).await?;
-            call.gives(&roles::find(tx, &entitlement.role).await?.scopes);
+            let mut until = entitlement.expire_time;
+            if entitlement.is_within(&before, call.now) {
+                // It gives no more than before, and may have been given by somebody who may for longer.
+                until = Some(call.now);
+            } else {
+                call.gives(&roles::find(tx, &entitlement.role).await?.scopes);
+            }
+            require_to_entitle(tx, call, &entitlement, until).await?;
             call.require_power_over(tx, entitlement.principal).await?;
             let added = entitlement.approvers.iter().copied();
             let added: Vec<PrincipalId> =
@@ -162,7 +164,7 @@ pub(super) async fn update(
             if before.is_over(call.now) {
                 // One that was over gives what was not there.
                 require_approvers(tx, call, &entitlement.approvers).await?;
-                give::void_begun(tx, entitlement.principal).await?;
+                principals::void_begun(tx, entitlement.principal).await?;
             }
             entitlement.touch(call.now);
             entitlements::update(tx, &entitlement).await?;
@@ -191,16 +193,6 @@ pub(super) async fn find(db: &mut Read, id: EntitlementId) -> Result<Entitlement
     entitlements::find(db, id).await?.ok_or_else(missing)
 }
 
-/// Who the caller is: itself, and the groups it is in.
-pub(super) async fn own_principals(
-    db: &mut Read,
-    call: &Call,
-) -> Result<BTreeMap<PrincipalId, Timestamp>> {
-    let account = call.caller.account();
-    let account = account.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
-    Ok(groups::principals(db, account, call.now).await?)
-}
-
 /// Refuses unless the caller may grant the role for so long: who is entitled to it may come to hold it until then.
 async fn require_to_entitle(
     db: &mut Read,
@@ -216,9 +208,9 @@ async fn require_to_entitle(
 /// were made for them when they had it not are void.
 async fn require_approvers(tx: &mut Write, call: &Call, approvers: &[PrincipalId]) -> Result<()> {
     for approver in approvers {
-        require_present(tx, call, *approver).await?;
+        principals::require_present(tx, call, *approver).await?;
         call.require_power_over(tx, *approver).await?;
-        give::void_begun(tx, *approver).await?;
+        principals::void_begun(tx, *approver).await?;
     }
     Ok(())
 }
@@ -248,7 +240,7 @@ fn query(filter: &str) -> Result<Query> {
     for term in filter::parse(filter, offered)? {
         if term.field == "principal" {
             let principal = PrincipalId::parse(&term.value);
-            query.principal = Some(filter::value(&term, principal, PRINCIPAL)?);
+            query.principal = Some(filter::value(&term, principal, principals::NAME)?);
         } else {
             let role = role::parse_name(&term.value).map(str::to_owned);
             query.role = Some(filter::value(&term, role, "roles/{role}")?);
@@ -289,7 +281,7 @@ fn edits(
             "approvers" => Edit::Approvers(convert::list(
                 &input.approvers,
                 MAX_APPROVERS,
-                parse_principal,
+                principals::parse,
             )?),
             "ticket_required" => Edit::NeedsTicket(input.ticket_required),
             "step_up_required" => Edit::NeedsStepUp(input.step_up_required),

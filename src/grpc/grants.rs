@@ -7,9 +7,7 @@ use tonic::{Request, Response};
 use super::{
     Reply, access,
     call::{Call, mutate},
-    convert,
-    groups::{self, PRINCIPAL},
-    pb, roles, scopes,
+    convert, pb, principals, roles, scopes,
 };
 use crate::{
     app::App,
@@ -18,17 +16,15 @@ use crate::{
         error::{Error, Fields, Reason, Result},
         filter,
         grant::{self, Edit, Grant, MAX_GRANTS, Permission, WRITABLE},
-        name::{AccountId, GrantId, GroupId, PrincipalId},
+        name::{GrantId, GroupId, PrincipalId},
         page,
         scope::{self, ScopeName},
-        time::{self, Timestamp},
+        time::Timestamp,
     },
     store::{
-        self,
         db::{Read, Write},
         events,
         grants::{self, Cursor, Query},
-        users,
     },
 };
 
@@ -42,23 +38,16 @@ impl pb::grant_service_server::GrantService for Grants {
         let (call, request) = Call::enter(&self.app, request).await?;
         let input = request.grant.unwrap_or_default();
         let mut fields = Fields::new();
-        let principal = fields.take("grant.principal", principal(&call, &input.principal));
+        let principal = fields.take(
+            "grant.principal",
+            principals::parse_own(&call, &input.principal),
+        );
         let reason = fields.take("grant.reason", convert::reason(&input.reason));
         let resource = fields.take("grant.resource", resource(&input.resource));
-        let start = fields.take(
-            "grant.start_time",
-            convert::parse_time(input.start_time.as_ref()),
-        );
-        let end = convert::parse_time(input.expire_time.as_ref())
-            .and_then(|time| account::future(time, call.now));
-        let end = fields.take("grant.expire_time", end);
+        let (start, end) = (input.start_time.as_ref(), input.expire_time.as_ref());
+        let window = convert::window(&mut fields, "grant.", (start, end), call.now);
         if input.permission.is_none() {
             fields.refuse("grant.role", "or `scope` is required");
-        }
-        if let (Some(Some(start)), Some(Some(end))) = (start, end)
-            && start >= end
-        {
-            fields.refuse("grant.expire_time", "must be after `start_time`");
         }
         fields.finish()?;
         let (Some(principal), Some(reason), Some(resource)) = (principal, reason, resource) else {
@@ -74,15 +63,14 @@ impl pb::grant_service_server::GrantService for Grants {
             reason,
             granted_by: call.by(),
             create_time: call.now,
-            start_time: start.flatten(),
-            expire_time: end.flatten(),
+            window,
             elevation: None,
         };
         let grant = mutate!(call, |tx| {
             require_resource(tx, &grant).await?;
-            require_to_grant(tx, &call, &grant, grant.expire_time).await?;
+            require_to_grant(tx, &call, &grant, grant.window.end).await?;
             gives(tx, &call, &grant).await?;
-            groups::require_present(tx, &call, principal).await?;
+            principals::require_present(tx, &call, principal).await?;
             call.require_power_over(tx, principal).await?;
             insert(tx, &call, &grant).await?;
             append_event(tx, &call, &grant, &[]).await?;
@@ -137,28 +125,23 @@ impl pb::grant_service_server::GrantService for Grants {
                 grant.edit(edit);
             }
             if grant != before {
-                if grant.start_time >= grant.expire_time && grant.expire_time.is_some() {
-                    return Err(Error::field(
-                        "grant.expire_time",
-                        "must be after `start_time`",
-                    ));
+                if grant.window.is_empty() {
+                    return Err(Error::field("grant.expire_time", convert::EMPTY_WINDOW));
                 }
                 require_lasting(&grant, call.now)?;
-                let end = |it: &Grant| it.expire_time.unwrap_or(Timestamp::MAX);
-                let until = if end(&grant) > end(&before)
-                    || time::has_passed(before.expire_time, call.now)
-                {
-                    gives(tx, &call, &grant).await?;
-                    grant.expire_time
-                } else {
+                let was_over = before.window.is_over(call.now);
+                let until = if grant.window.is_within(before.window, call.now) {
                     // It gives no more than before, and may have been given by somebody who may for longer.
                     Some(call.now)
+                } else {
+                    gives(tx, &call, &grant).await?;
+                    grant.window.end
                 };
                 require_to_grant(tx, &call, &grant, until).await?;
                 call.require_power_over(tx, grant.principal).await?;
-                if time::has_passed(before.expire_time, call.now) {
+                if was_over {
                     // One that was over gives what was not there.
-                    groups::require_present(tx, &call, grant.principal).await?;
+                    principals::require_present(tx, &call, grant.principal).await?;
                     begin(tx, &call, grant.principal).await?;
                 }
                 grant.touch();
@@ -229,13 +212,13 @@ async fn begin(tx: &mut Write, call: &Call, principal: PrincipalId) -> Result<()
         let name = principal.to_string();
         return Err(Error::precondition(Reason::LimitReached, name, text));
     }
-    void_begun(tx, principal).await
+    principals::void_begun(tx, principal).await
 }
 
 /// What somebody was elevated by has an end of its own, and tokens that end with it.
 fn require_lasting(grant: &Grant, now: Timestamp) -> Result<()> {
     match grant.elevation {
-        Some(id) if !time::has_passed(grant.expire_time, now) => {
+        Some(id) if !grant.window.is_over(now) => {
             let text = format!("is of {id}, which can be ended");
             Err(Error::precondition(
                 Reason::WrongState,
@@ -245,17 +228,6 @@ fn require_lasting(grant: &Grant, now: Timestamp) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Whoever holds more than before is not opened by codes that were made when it was less.
-pub(super) async fn void_begun(tx: &mut Write, principal: PrincipalId) -> Result<()> {
-    match principal {
-        PrincipalId::Account(AccountId::User(id)) => users::void_begun(tx, id).await?,
-        // Nobody makes codes for programs.
-        PrincipalId::Account(AccountId::System(_)) => {}
-        PrincipalId::Group(id) => store::groups::void_begun(tx, id).await?,
-    }
-    Ok(())
 }
 
 async fn append_event(tx: &mut Write, call: &Call, grant: &Grant, paths: &[&str]) -> Result<()> {
@@ -282,10 +254,8 @@ async fn require_to_grant(
             roles::require_to_grant(db, call, id, until, field).await
         }
         _ => {
-            let mut found = Vec::new();
-            for name in scopes_of(db, grant).await? {
-                found.push(scopes::find(db, &name).await?);
-            }
+            let names = scopes_of(db, grant).await?;
+            let found = scopes::find_all(db, &names).await?;
             call.require_to_grant(db, &found, until, field).await
         }
     }
@@ -322,7 +292,7 @@ async fn require_resource(db: &mut Read, grant: &Grant) -> Result<()> {
         let group = group.ok_or_else(|| {
             Error::field("grant.resource", "must be groups/{uid} for our own scopes")
         })?;
-        groups::require_known(db, group.into()).await?;
+        principals::require_known(db, group.into()).await?;
     }
     Ok(())
 }
@@ -337,14 +307,6 @@ fn resource(text: &str) -> Result<String, String> {
     match text {
         "" => Ok(String::new()),
         text => scope::parse_resource(text),
-    }
-}
-
-/// Whoever is to hold a grant, `users/me` included.
-fn principal(call: &Call, name: &str) -> Result<PrincipalId, String> {
-    match call.account("grant.principal", name) {
-        Ok(account) => Ok(account.into()),
-        Err(_) => groups::parse_principal(name),
     }
 }
 
@@ -406,8 +368,8 @@ fn shown(grant: &Grant) -> pb::Grant {
         reason: grant.reason.clone(),
         granted_by: grant.granted_by.clone(),
         create_time: Some(convert::timestamp(grant.create_time)),
-        start_time: convert::some_timestamp(grant.start_time),
-        expire_time: convert::some_timestamp(grant.expire_time),
+        start_time: convert::some_timestamp(grant.window.start),
+        expire_time: convert::some_timestamp(grant.window.end),
         elevation: grant.elevation.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
@@ -418,6 +380,7 @@ fn query(filter: &str) -> Result<Query> {
         ("principal", filter::EQUAL),
         ("role", filter::EQUAL),
         ("scope", filter::EQUAL),
+        ("resource", filter::EQUAL),
     ];
     let mut query = Query::default();
     for term in filter::parse(filter, offered)? {
@@ -425,7 +388,11 @@ fn query(filter: &str) -> Result<Query> {
         match (term.field, permission) {
             ("principal", _) => {
                 let principal = PrincipalId::parse(&term.value);
-                query.principal = Some(filter::value(&term, principal, PRINCIPAL)?);
+                query.principal = Some(filter::value(&term, principal, principals::NAME)?);
+            }
+            ("resource", _) => {
+                let resource = scope::parse_resource(&term.value).ok();
+                query.resource = Some(filter::value(&term, resource, "a resource")?);
             }
             ("role", Some(Permission::Role(role))) => query.role = Some(role),
             ("scope", Some(Permission::Scope(scope))) => query.scope = Some(scope),

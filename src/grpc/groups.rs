@@ -5,16 +5,15 @@ use std::{collections::BTreeSet, sync::Arc};
 use tonic::{Request, Response};
 
 use super::{
-    Reply, accounts,
+    Reply,
     call::{Call, mutate},
-    convert, grants as give, pb,
-    reach::Reach,
+    convert, pb, principals,
+    reach::View,
     scopes,
 };
 use crate::{
     app::App,
     domain::{
-        account::{self, State},
         error::{Error, Fields, Reason, Result},
         filter,
         group::{
@@ -74,16 +73,21 @@ impl pb::group_service_server::GroupService for Groups {
         &self,
         request: Request<pb::ListGroupsRequest>,
     ) -> Reply<pb::ListGroupsResponse> {
-        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
+        let (call, request, view) = Call::enter_to_find(&self.app, request).await?;
         let limit = page::size(request.page_size)?;
-        let member = filter::only(&request.filter, "member", PRINCIPAL, PrincipalId::parse)?;
-        let context = call.page_context(&[&request.filter, &reach.text()]);
+        let member = filter::only(
+            &request.filter,
+            "member",
+            principals::NAME,
+            PrincipalId::parse,
+        )?;
+        let context = call.page_context(&[&request.filter, &view.text()]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let after = after.map(|Cursor(id)| id).unwrap_or_default();
         let mut db = call.db().read().await?;
-        let rows = match &reach {
-            Reach::Everything => groups::list(&mut db, member, after, limit + 1).await,
-            Reach::Groups(seen) => {
+        let rows = match &view {
+            View::Everything => groups::list(&mut db, member, after, limit + 1).await,
+            View::Groups(seen) => {
                 within::groups(&mut db, seen, call.now, member, after, limit + 1).await
             }
         };
@@ -154,17 +158,9 @@ impl pb::group_service_server::GroupService for Groups {
         let (call, request) = Call::enter(&self.app, request).await?;
         let mut fields = Fields::new();
         let group = fields.take("group", parse_id(&request.group));
-        let member = fields.take("member", parse_principal(&request.member));
-        let start = convert::parse_time(request.start_time.as_ref());
-        let start = fields.take("start_time", start).flatten();
-        let end = convert::parse_time(request.expire_time.as_ref());
-        let end = end.and_then(|time| account::future(time, call.now));
-        let end = fields.take("expire_time", end).flatten();
-        if let (Some(start), Some(end)) = (start, end)
-            && start >= end
-        {
-            fields.refuse("expire_time", "must be after `start_time`");
-        }
+        let member = fields.take("member", principals::parse(&request.member));
+        let window = (request.start_time.as_ref(), request.expire_time.as_ref());
+        let window = convert::window(&mut fields, "", window, call.now);
         fields.finish()?;
         let (Some(group), Some(member)) = (group, member) else {
             return Err(Error::internal("checked above").into());
@@ -172,8 +168,7 @@ impl pb::group_service_server::GroupService for Groups {
         let mut membership = Membership {
             group,
             member,
-            start_time: start,
-            expire_time: end,
+            window,
             added_by: call.by(),
             create_time: call.now,
         };
@@ -181,17 +176,26 @@ impl pb::group_service_server::GroupService for Groups {
             find(tx, group).await?;
             call.require_to_see(tx, member).await?;
             let known = groups::find_member(tx, group, member).await?;
-            require_to_change(tx, &call, group, end).await?;
-            require_to_expose(tx, &call, group, member, end).await?;
-            call.gives(&grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?);
-            require_present(tx, &call, member).await?;
+            let mut until = window.end;
+            if known
+                .as_ref()
+                .is_some_and(|known| window.is_within(known.window, call.now))
+            {
+                // It gives no more than before, and may have been given by somebody who may for longer.
+                until = Some(call.now);
+            } else {
+                call.gives(&grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?);
+            }
+            require_to_change(tx, &call, group, until).await?;
+            require_to_expose(tx, &call, group, member, until).await?;
+            principals::require_present(tx, &call, member).await?;
             call.require_power_over(tx, member).await?;
             require_order(tx, &call, group, member).await?;
             match &known {
                 Some(known) => membership.create_time = known.create_time,
                 None => require_room(tx, member).await?,
             }
-            give::void_begun(tx, member).await?;
+            principals::void_begun(tx, member).await?;
             groups::put_member(tx, &membership).await?;
             append_event(tx, &call, &membership).await?;
             shown_member(&membership)
@@ -206,7 +210,7 @@ impl pb::group_service_server::GroupService for Groups {
         let (call, request) = Call::enter(&self.app, request).await?;
         let mut fields = Fields::new();
         let group = fields.take("group", parse_id(&request.group));
-        let member = fields.take("member", parse_principal(&request.member));
+        let member = fields.take("member", principals::parse(&request.member));
         fields.finish()?;
         let (Some(group), Some(member)) = (group, member) else {
             return Err(Error::internal("checked above").into());
@@ -231,7 +235,12 @@ impl pb::group_service_server::GroupService for Groups {
         let (call, request) = Call::enter(&self.app, request).await?;
         let group = id("parent", &request.parent)?;
         let limit = page::size(request.page_size)?;
-        let member = filter::only(&request.filter, "member", PRINCIPAL, PrincipalId::parse)?;
+        let member = filter::only(
+            &request.filter,
+            "member",
+            principals::NAME,
+            PrincipalId::parse,
+        )?;
         let context = call.page_context(&[&request.parent, &request.filter]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let after = after.map(|Cursor(id)| id).unwrap_or_default();
@@ -255,37 +264,6 @@ impl pb::group_service_server::GroupService for Groups {
     }
 }
 
-/// What a name of a principal is to look like.
-pub(super) const PRINCIPAL: &str = "users/{uid}, systemAccounts/{uid} or groups/{uid}";
-
-/// A principal as requests name it.
-pub(super) fn parse_principal(name: &str) -> Result<PrincipalId, String> {
-    PrincipalId::parse(name).ok_or_else(|| format!("must be {PRINCIPAL}"))
-}
-
-/// Whoever is to be given something has to be there: an account that is not deleted, or a group.
-pub(super) async fn require_present(
-    db: &mut Read,
-    call: &Call,
-    principal: PrincipalId,
-) -> Result<()> {
-    match principal {
-        PrincipalId::Account(id) => {
-            let found = accounts::state(db, id).await?;
-            found.require(&[State::Active, State::Suspended], id, call.now)
-        }
-        PrincipalId::Group(id) => find(db, id).await.map(drop),
-    }
-}
-
-/// There has to be such an account or group, in whatever state.
-pub(super) async fn require_known(db: &mut Read, principal: PrincipalId) -> Result<()> {
-    match principal {
-        PrincipalId::Account(id) => accounts::state(db, id).await.map(drop),
-        PrincipalId::Group(id) => find(db, id).await.map(drop),
-    }
-}
-
 async fn find(db: &mut Read, id: GroupId) -> Result<Group> {
     let missing = || Error::not_found(id.to_string());
     groups::find(db, id).await?.ok_or_else(missing)
@@ -299,10 +277,8 @@ async fn require_to_change(
     group: GroupId,
     until: Option<Timestamp>,
 ) -> Result<()> {
-    let mut found = Vec::new();
-    for name in grants::power(db, group.into(), None, call.now).await? {
-        found.push(scopes::find(db, &name).await?);
-    }
+    let power = grants::power(db, group.into(), None, call.now).await?;
+    let found = scopes::find_all(db, &power).await?;
     let field = "expire_time";
     call.require_to_grant(db, &found, until, field).await?;
     let names = grants::names(db, group.into(), call.now).await?;
@@ -328,10 +304,7 @@ async fn require_to_expose(
             continue;
         }
         let exposing = grants::list_exposing(db, &id.to_string(), call.now).await?;
-        let mut found = Vec::new();
-        for name in &exposing {
-            found.push(scopes::find(db, name).await?);
-        }
+        let found = scopes::find_all(db, &exposing).await?;
         call.require_to_grant(db, &found, until, "expire_time")
             .await?;
     }
@@ -387,7 +360,7 @@ async fn append_event(tx: &mut Write, call: &Call, membership: &Membership) -> R
     let account = membership.member.account();
     let event = call.event().about(membership.group, account);
     let mut event = event.detail("member", membership.member);
-    if let Some(end) = membership.expire_time {
+    if let Some(end) = membership.window.end {
         event = event.detail("expire_time", end);
     }
     events::append(tx, &event).await?;
@@ -438,8 +411,8 @@ fn shown(group: &Group) -> pb::Group {
 fn shown_member(membership: &Membership) -> pb::GroupMember {
     pb::GroupMember {
         member: membership.member.to_string(),
-        start_time: convert::some_timestamp(membership.start_time),
-        expire_time: convert::some_timestamp(membership.expire_time),
+        start_time: convert::some_timestamp(membership.window.start),
+        expire_time: convert::some_timestamp(membership.window.end),
         added_by: membership.added_by.clone(),
         create_time: Some(convert::timestamp(membership.create_time)),
     }

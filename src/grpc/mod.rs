@@ -32,6 +32,7 @@ pub mod layer;
 mod messages;
 mod mint;
 mod passwords;
+mod principals;
 mod program_credentials;
 mod reach;
 mod roles;

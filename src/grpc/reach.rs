@@ -11,36 +11,35 @@ use crate::{
         access::{Caller, Policy},
         error::{Error, Reason, Result},
         group::MAX_REACH,
-        name::{GroupId, PrincipalId},
+        name::{GroupId, PrincipalId, UserId},
         time::Timestamp,
     },
-    store::{db::Read, groups},
+    store::{db::Read, groups, within},
 };
 
 /// What a call may find.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum View {
     Everything,
     /// Who is in one of these, directly or by way of other groups; and these.
     Groups(Vec<GroupId>),
 }
 
-impl Reach {
-    /// Whether the call may find this; if not, it is not there.
-    pub async fn covers(
+impl View {
+    /// Those of these users that the call may find; the others are not there. At most [`users::FIND_ALL`].
+    pub async fn among(
         &self,
         call: &Call,
         db: &mut Read,
-        found: impl Into<PrincipalId>,
-    ) -> Result<bool> {
-        let Self::Groups(groups) = self else {
-            return Ok(true);
-        };
-        let is = groups::principals(db, found, call.now).await?;
-        Ok(groups.iter().any(|group| is.contains_key(&(*group).into())))
+        users: &[UserId],
+    ) -> Result<BTreeSet<UserId>> {
+        match self {
+            Self::Everything => Ok(users.iter().copied().collect()),
+            Self::Groups(groups) => Ok(within::among(db, groups, call.now, users).await?),
+        }
     }
 
-    /// For page tokens, which are good for one reach.
+    /// For page tokens, which are good for one view.
     pub fn text(&self) -> String {
         match self {
             Self::Everything => String::new(),
@@ -129,7 +128,7 @@ impl Call {
     }
 
     /// Admits to a call that finds something who holds a scope for some groups; what it may find then.
-    pub(super) fn admit_to_some(&mut self, policy: &Policy, refusal: Error) -> Result<Reach> {
+    pub(super) fn admit_to_some(&mut self, policy: &Policy, refusal: Error) -> Result<View> {
         let groups = self.groups_for(policy);
         if groups.is_empty() {
             return Err(refusal);
@@ -145,7 +144,7 @@ impl Call {
         if let Caller::Account(principal) = &mut self.caller {
             principal.here = here.collect();
         }
-        Ok(Reach::Groups(groups.into_iter().collect()))
+        Ok(View::Groups(groups.into_iter().collect()))
     }
 
     fn groups_for(&self, policy: &Policy) -> BTreeSet<GroupId> {

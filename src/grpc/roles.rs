@@ -213,10 +213,7 @@ async fn require_to_change(
     call: &Call,
     names: impl Iterator<Item = &ScopeName> + Send,
 ) -> Result<()> {
-    let mut found: Vec<Scope> = Vec::new();
-    for name in names {
-        found.push(scopes::find(db, name).await?);
-    }
+    let found = scopes::find_all(db, names).await?;
     call.require_to_grant(db, &found, None, "role.scopes").await
 }
 

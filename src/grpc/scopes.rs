@@ -174,6 +174,18 @@ pub(super) async fn find(db: &mut Read, name: &ScopeName) -> Result<Scope> {
     })
 }
 
+/// The same for several.
+pub(super) async fn find_all(
+    db: &mut Read,
+    names: impl IntoIterator<Item = &ScopeName, IntoIter: Send>,
+) -> Result<Vec<Scope>> {
+    let mut found = Vec::new();
+    for name in names {
+        found.push(find(db, name).await?);
+    }
+    Ok(found)
+}
+
 async fn find_current(db: &mut Read, name: &ScopeName, etag: &str) -> Result<Scope> {
     let scope = find(db, name).await?;
     convert::require_etag(etag, scope.revision, name)?;

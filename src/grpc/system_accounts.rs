@@ -8,7 +8,7 @@ use super::{
     Reply, accounts,
     call::{Call, mutate},
     convert, pb,
-    reach::Reach,
+    reach::View,
     scopes, seals,
 };
 use crate::{
@@ -94,16 +94,16 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
         &self,
         request: Request<pb::ListSystemAccountsRequest>,
     ) -> Reply<pb::ListSystemAccountsResponse> {
-        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
+        let (call, request, view) = Call::enter_to_find(&self.app, request).await?;
         let limit = page::size(request.page_size)?;
         let query = query(&request.filter, request.show_deleted)?;
         let flag = request.show_deleted.to_string();
-        let context = call.page_context(&[&request.filter, &flag, &reach.text()]);
+        let context = call.page_context(&[&request.filter, &flag, &view.text()]);
         let after: Option<Cursor> = call.open_page(&context, &request.page_token)?;
         let (mut db, after) = (call.db().read().await?, after.as_ref());
-        let rows = match &reach {
-            Reach::Everything => system_accounts::list(&mut db, &query, after, limit + 1).await,
-            Reach::Groups(groups) => {
+        let rows = match &view {
+            View::Everything => system_accounts::list(&mut db, &query, after, limit + 1).await,
+            View::Groups(groups) => {
                 within::system_accounts(&mut db, groups, call.now, &query, after, limit + 1).await
             }
         };
@@ -391,10 +391,7 @@ pub(super) async fn require_to_raise(
         let parts = parts.filter(|part| name.covers(part));
         raised.extend(parts.chain([name.clone()]).filter(|it| lets_through(it)));
     }
-    let mut found = Vec::new();
-    for name in &raised {
-        found.push(scopes::find(db, name).await?);
-    }
+    let found = scopes::find_all(db, &raised).await?;
     call.require_to_grant(db, &found, None, field).await?;
     Ok(raised.into_iter().collect())
 }

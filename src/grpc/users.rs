@@ -9,7 +9,7 @@ use super::{
     Reply, accounts,
     call::{Call, mutate},
     contact_fields, contacts, convert, pb,
-    reach::Reach,
+    reach::View,
     secrets,
 };
 use crate::{
@@ -168,7 +168,7 @@ impl pb::user_service_server::UserService for Users {
         &self,
         request: Request<pb::BatchGetUsersRequest>,
     ) -> Reply<pb::BatchGetUsersResponse> {
-        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
+        let (call, request, view) = Call::enter_to_find(&self.app, request).await?;
         if !(1..=MAX_BATCH).contains(&request.names.len()) {
             let text = format!("must have 1 to {MAX_BATCH} entries");
             return Err(Error::field("names", text).into());
@@ -181,14 +181,11 @@ impl pb::user_service_server::UserService for Users {
         let mut found = BTreeMap::new();
         let mut db = call.db().read().await?;
         for ids in ids.chunks(users::FIND_ALL) {
+            let seen = view.among(&call, &mut db, ids).await?;
             for user in users::find_all(&mut db, ids).await.map_err(Error::from)? {
-                found.insert(user.id, shown(&user, &call));
-            }
-        }
-        // Who is out of reach is not there, whoever else is asked for.
-        for id in &ids {
-            if !reach.covers(&call, &mut db, *id).await? {
-                found.remove(id);
+                if seen.contains(&user.id) {
+                    found.insert(user.id, shown(&user, &call));
+                }
             }
         }
         let user = |id: &UserId| {
@@ -203,7 +200,7 @@ impl pb::user_service_server::UserService for Users {
 
     async fn lookup_user(&self, request: Request<pb::LookupUserRequest>) -> Reply<pb::User> {
         use pb::lookup_user_request::Key;
-        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
+        let (call, request, view) = Call::enter_to_find(&self.app, request).await?;
         let missing = || Error::not_found("the user looked up");
         let identifier = match request.key {
             // What cannot be anybody's identifier is nobody's.
@@ -228,7 +225,7 @@ impl pb::user_service_server::UserService for Users {
             .map_err(Error::from)?;
         // Looked for also where there is nobody, so that the time does not tell.
         let id = user.as_ref().map_or(UserId(Uuid::nil()), |user| user.id);
-        let is_seen = reach.covers(&call, &mut db, id).await?;
+        let is_seen = view.among(&call, &mut db, &[id]).await?.contains(&id);
         let user = user.filter(|_| is_seen).ok_or_else(missing)?;
         Ok(Response::new(shown(&user, &call)))
     }
@@ -237,7 +234,7 @@ impl pb::user_service_server::UserService for Users {
         &self,
         request: Request<pb::ListUsersRequest>,
     ) -> Reply<pb::ListUsersResponse> {
-        let (call, request, reach) = Call::enter_to_find(&self.app, request).await?;
+        let (call, request, view) = Call::enter_to_find(&self.app, request).await?;
         let pb::ListUsersRequest {
             page_size,
             page_token,
@@ -248,12 +245,12 @@ impl pb::user_service_server::UserService for Users {
         let limit = page::size(page_size)?;
         let query = query(&filter, &order_by, show_deleted)?;
         let flag = show_deleted.to_string();
-        let context = call.page_context(&[&filter, &order_by, &flag, &reach.text()]);
+        let context = call.page_context(&[&filter, &order_by, &flag, &view.text()]);
         let after: Option<Cursor> = call.open_page(&context, &page_token)?;
         let (mut db, after) = (call.db().read().await?, after.as_ref());
-        let rows = match &reach {
-            Reach::Everything => users::list(&mut db, &query, after, limit + 1).await,
-            Reach::Groups(groups) => {
+        let rows = match &view {
+            View::Everything => users::list(&mut db, &query, after, limit + 1).await,
+            View::Groups(groups) => {
                 within::users(&mut db, groups, call.now, &query, after, limit + 1).await
             }
         };

@@ -157,12 +157,13 @@ pub async fn insert(db: &mut Write, change: &Change) -> Result<()> {
 /// Stores a changed change, whose revision is one above the stored one.
 pub async fn update(db: &mut Write, change: &Change) -> error::Result<()> {
     let sql = sql!(
-        "UPDATE changes SET revision = $2, state = $3, next_time = $4, first_approver = $5, decided_by = $6,
-            decide_reason = $7, end_time = $8
+        "UPDATE changes SET revision = $2, request = $3, state = $4, next_time = $5, first_approver = $6,
+            decided_by = $7, decide_reason = $8, end_time = $9
          WHERE id = $1 AND revision = $2 - 1"
     )
     .bind(change.id)
     .bind(change.revision)
+    .bind(change.request.clone())
     .bind(change.stored.name())
     .bind(change.next_time)
     .bind(change.first_approver.as_str())

@@ -23,6 +23,14 @@ macro_rules! columns {
     };
 }
 
+/// In the state `$2` at the time `$1`, or in any.
+macro_rules! in_state {
+    () => {
+        "(CASE WHEN v.next_time > $1 OR v.next_time IS NULL THEN v.state
+            WHEN v.state = 'PENDING' THEN 'LAPSED' ELSE 'ENDED' END = $2 OR $2 IS NULL)"
+    };
+}
+
 /// The one place that says how a row becomes an elevation.
 fn elevation(row: &Row) -> Result<Elevation> {
     Ok(Elevation {
@@ -131,42 +139,36 @@ pub async fn list(
             "SELECT ",
             columns!(),
             " FROM elevations v
-              WHERE v.requester_id = $1 AND v.requester_kind = $2
-                AND (v.entitlement_id = $3 OR $3 IS NULL)
-                AND (CASE WHEN v.next_time > $4 OR v.next_time IS NULL THEN v.state
-                    WHEN v.state = 'PENDING' THEN 'LAPSED' ELSE 'ENDED' END = $5 OR $5 IS NULL)
-                AND v.id > $6
+              WHERE ",
+            in_state!(),
+            " AND v.requester_id = $3 AND v.requester_kind = $4
+                AND (v.entitlement_id = $5 OR $5 IS NULL) AND v.id > $6
               ORDER BY v.id LIMIT $7"
         )
+        .bind(now)
+        .bind(state)
         .bind(*account)
         .bind(requester)
-        .bind(query.entitlement)
-        .bind(now)
-        .bind(state),
+        .bind(query.entitlement),
         Query {
             entitlement: Some(entitlement),
             ..
         } => sql!(
             "SELECT ",
             columns!(),
-            " FROM elevations v
-              WHERE v.entitlement_id = $1
-                AND (CASE WHEN v.next_time > $2 OR v.next_time IS NULL THEN v.state
-                    WHEN v.state = 'PENDING' THEN 'LAPSED' ELSE 'ENDED' END = $3 OR $3 IS NULL)
-                AND v.id > $4
-              ORDER BY v.id LIMIT $5"
+            " FROM elevations v WHERE ",
+            in_state!(),
+            " AND v.entitlement_id = $3 AND v.id > $4 ORDER BY v.id LIMIT $5"
         )
-        .bind(*entitlement)
         .bind(now)
-        .bind(state),
+        .bind(state)
+        .bind(*entitlement),
         _ => sql!(
             "SELECT ",
             columns!(),
-            " FROM elevations v
-              WHERE (CASE WHEN v.next_time > $1 OR v.next_time IS NULL THEN v.state
-                    WHEN v.state = 'PENDING' THEN 'LAPSED' ELSE 'ENDED' END = $2 OR $2 IS NULL)
-                AND v.id > $3
-              ORDER BY v.id LIMIT $4"
+            " FROM elevations v WHERE ",
+            in_state!(),
+            " AND v.id > $3 ORDER BY v.id LIMIT $4"
         )
         .bind(now)
         .bind(state),

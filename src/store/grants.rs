@@ -52,8 +52,7 @@ fn grant(row: &Row) -> Result<Grant> {
         reason: row.get("reason")?,
         granted_by: row.get("granted_by")?,
         create_time: row.get("create_time")?,
-        start_time: row.get("start_time")?,
-        expire_time: row.get("expire_time")?,
+        window: row.get_window()?,
         elevation: row.get("elevation_id")?,
     })
 }
@@ -318,6 +317,7 @@ pub struct Query {
     pub principal: Option<PrincipalId>,
     pub role: Option<String>,
     pub scope: Option<ScopeName>,
+    pub resource: Option<String>,
 }
 
 /// Where a page ended.
@@ -342,22 +342,37 @@ pub async fn list(
         scope.map(|name| name.audience.as_str()),
         scope.map(|name| name.scope.as_str()),
     );
-    let sql = match (query.principal, &query.role, scope) {
-        (Some(principal), role, scope) => sql!(
+    let resource = query.resource.as_deref();
+    let sql = match (query.principal, resource, &query.role, scope) {
+        (Some(principal), resource, role, scope) => sql!(
             "SELECT ",
             columns!(),
             " FROM grants g
               WHERE g.principal_id = $1 AND g.principal_kind = $2 AND (g.role = $3 OR $3 IS NULL)
-                AND (g.scope = $4 AND g.audience = $5 OR $4 IS NULL) AND g.id > $6
-              ORDER BY g.id LIMIT $7"
+                AND (g.scope = $4 AND g.audience = $5 OR $4 IS NULL)
+                AND (g.resource = $6 OR $6 IS NULL) AND g.id > $7
+              ORDER BY g.id LIMIT $8"
         )
         .bind(principal)
         .bind(principal_kind(principal))
         .bind(role.as_deref())
         .bind(scope)
+        .bind(audience)
+        .bind(resource),
+        (None, Some(resource), role, scope) => sql!(
+            "SELECT ",
+            columns!(),
+            " FROM grants g
+              WHERE g.resource = $1 AND g.resource <> '' AND (g.role = $2 OR $2 IS NULL)
+                AND (g.scope = $3 AND g.audience = $4 OR $3 IS NULL) AND g.id > $5
+              ORDER BY g.id LIMIT $6"
+        )
+        .bind(resource)
+        .bind(role.as_deref())
+        .bind(scope)
         .bind(audience),
         // No grant is of both.
-        (None, Some(role), scope) => sql!(
+        (None, None, Some(role), scope) => sql!(
             "SELECT ",
             columns!(),
             " FROM grants g WHERE g.role = $1 AND (g.scope = $2 OR $2 IS NULL) AND g.id > $3
@@ -365,7 +380,7 @@ pub async fn list(
         )
         .bind(role.as_str())
         .bind(scope),
-        (None, None, Some(scope)) => sql!(
+        (None, None, None, Some(scope)) => sql!(
             "SELECT ",
             columns!(),
             " FROM grants g WHERE g.scope = $1 AND g.audience = $2 AND g.id > $3
@@ -373,7 +388,7 @@ pub async fn list(
         )
         .bind(scope)
         .bind(audience),
-        (None, None, None) => {
+        (None, None, None, None) => {
             sql!(
                 "SELECT ",
                 columns!(),
@@ -407,8 +422,8 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     .bind(grant.reason.as_str())
     .bind(grant.granted_by.as_str())
     .bind(grant.create_time)
-    .bind(grant.start_time)
-    .bind(grant.expire_time)
+    .bind(grant.window.start)
+    .bind(grant.window.end)
     .bind(grant.elevation)
     .bind(grant.resource.as_str());
     db.execute(sql).await.map(drop)
@@ -419,7 +434,7 @@ pub async fn update(db: &mut Write, grant: &Grant) -> Result<()> {
         .bind(grant.id)
         .bind(grant.revision)
         .bind(grant.reason.as_str())
-        .bind(grant.expire_time);
+        .bind(grant.window.end);
     db.execute(sql).await.map(drop)
 }
 

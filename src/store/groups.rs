@@ -122,8 +122,7 @@ pub(super) fn membership(row: &Row) -> Result<Membership> {
     Ok(Membership {
         group: row.get("group_id")?,
         member: row.get_principal("member_kind", "member_id")?,
-        start_time: row.get("start_time")?,
-        expire_time: row.get("expire_time")?,
+        window: row.get_window()?,
         added_by: row.get("added_by")?,
         create_time: row.get("create_time")?,
     })
@@ -259,8 +258,8 @@ pub async fn put_member(db: &mut Write, membership: &Membership) -> Result<()> {
     .bind(membership.member)
     .bind(principal_kind(membership.member))
     .bind(membership.group)
-    .bind(membership.start_time)
-    .bind(membership.expire_time)
+    .bind(membership.window.start)
+    .bind(membership.window.end)
     .bind(membership.added_by.as_str())
     .bind(membership.create_time);
     db.execute(sql).await.map(drop)
@@ -317,7 +316,7 @@ pub async fn principals(
 ) -> Result<BTreeMap<PrincipalId, Timestamp>> {
     let principal = principal.into();
     let memberships = memberships(db, principal, now).await?;
-    let in_effect = memberships.iter().filter(|it| it.is_in_effect(now));
+    let in_effect = memberships.iter().filter(|it| it.window.contains(now));
     let ways = group::ways(principal, in_effect).into_iter();
     Ok(ways
         .map(|(principal, way)| (principal, way.end_time))

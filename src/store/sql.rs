@@ -29,7 +29,7 @@ use crate::domain::{
         AccountId, ChangeId, ContactId, CredentialId, ElevationId, EntitlementId, EventId, GrantId,
         GroupId, MessageId, PrincipalId, SessionId, SystemAccountId, UserId,
     },
-    time::Timestamp,
+    time::{Timestamp, Window},
 };
 
 /// A statement: its text, and its values in the order `$1, $2, …`.
@@ -336,6 +336,14 @@ impl Row<'_> {
         self.get_parsed(kind, |kind| match kind {
             "group" => Some(GroupId(id).into()),
             _ => account(kind, id).map(PrincipalId::Account),
+        })
+    }
+
+    /// From `start_time` to `expire_time`.
+    pub fn get_window(&self) -> Result<Window> {
+        Ok(Window {
+            start: self.get("start_time")?,
+            end: self.get("expire_time")?,
         })
     }
 }

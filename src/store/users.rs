@@ -79,17 +79,20 @@ pub const FIND_ALL: usize = 20;
 
 /// Those of up to [`FIND_ALL`] users that exist, in no order.
 pub async fn find_all(db: &mut Read, ids: &[UserId]) -> Result<Vec<User>> {
-    let mut sql = sql!(
+    let sql = sql!(
         "SELECT ",
         user_columns!(),
         " FROM users u WHERE u.id IN ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
          $15, $16, $17, $18, $19, $20)"
     );
+    db.all(bind_all(sql, ids), user).await
+}
+
+/// Binds up to [`FIND_ALL`] ids, and one of them again in the places that are left.
+pub(super) fn bind_all(sql: Sql, ids: &[UserId]) -> Sql {
     let padding = ids.last().copied().unwrap_or(UserId(Uuid::nil()));
-    for place in 0..FIND_ALL {
-        sql = sql.bind(ids.get(place).copied().unwrap_or(padding));
-    }
-    db.all(sql, user).await
+    let ids = ids.iter().copied().chain(std::iter::repeat(padding));
+    ids.take(FIND_ALL).fold(sql, Sql::bind)
 }
 
 pub async fn find_by_identifier(db: &mut Read, identifier: &Identifier) -> Result<Option<User>> {

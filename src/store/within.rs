@@ -1,7 +1,9 @@
 //! Lists for those who may see some groups only: what is in these, directly or by way of other groups, now.
 //!
-//! Invariant: each statement goes from the groups to what is in them; what is elsewhere is not read, so it can be told
-//! neither from a page nor from where a page ends.
+//! Invariant: a list goes from the groups to what is in them; what is elsewhere is not read, so it can be told neither
+//! from a page nor from where a page ends.
+
+use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
@@ -16,14 +18,14 @@ use super::{
 use crate::domain::{
     account::State,
     group::{Group, MAX_REACH},
-    name::{GroupId, PrincipalId},
+    name::{GroupId, PrincipalId, UserId},
     system_account::{Kind, SystemAccount},
     time::Timestamp,
     user::User,
 };
 
-/// `below (id)`: the groups `$2` to `$17` and those that are in them at `$1`.
-macro_rules! below {
+/// `below (id)`: the groups `$2` to `$17` and those that are in them at `$1`; and `members (id, kind)`, who is in those.
+macro_rules! within {
     () => {
         "WITH RECURSIVE below (id) AS (
             SELECT id FROM groups
@@ -32,16 +34,10 @@ macro_rules! below {
             SELECT m.member_id FROM below CROSS JOIN group_members m
             WHERE m.group_id = below.id AND m.member_kind = 'group'
                 AND (m.start_time <= $1 OR m.start_time IS NULL)
-                AND (m.expire_time > $1 OR m.expire_time IS NULL)) "
-    };
-}
-
-/// And `people (id)`, who is in those.
-macro_rules! people {
-    () => {
-        ", people (id) AS (
-            SELECT DISTINCT m.member_id FROM below CROSS JOIN group_members m
-            WHERE m.group_id = below.id AND m.member_kind = 'user'
+                AND (m.expire_time > $1 OR m.expire_time IS NULL)),
+         members (id, kind) AS (
+            SELECT DISTINCT m.member_id, m.member_kind FROM below CROSS JOIN group_members m
+            WHERE m.group_id = below.id
                 AND (m.start_time <= $1 OR m.start_time IS NULL)
                 AND (m.expire_time > $1 OR m.expire_time IS NULL)) "
     };
@@ -71,54 +67,50 @@ pub async fn users(
 ) -> Result<Vec<User>> {
     let sql = match query.order {
         Order::CreateTime => sql!(
-            below!(),
-            people!(),
+            within!(),
             "SELECT ",
             user_columns!(),
-            " FROM people CROSS JOIN users u
-              WHERE u.id = people.id",
+            " FROM members CROSS JOIN users u
+              WHERE members.kind = 'user' AND u.id = members.id",
             as_asked!(),
             " AND (u.create_time, u.id) > ($22, $23) ORDER BY u.create_time, u.id LIMIT $24"
         ),
         Order::CreateTimeDescending => sql!(
-            below!(),
-            people!(),
+            within!(),
             "SELECT ",
             user_columns!(),
-            " FROM people CROSS JOIN users u
-              WHERE u.id = people.id",
+            " FROM members CROSS JOIN users u
+              WHERE members.kind = 'user' AND u.id = members.id",
             as_asked!(),
             " AND (u.create_time, u.id) < ($22, $23) ORDER BY u.create_time DESC, u.id DESC LIMIT $24"
         ),
         Order::Username => sql!(
-            below!(),
-            people!(),
+            within!(),
             "SELECT ",
             user_columns!(),
-            " FROM people CROSS JOIN users u
-              WHERE u.id = people.id",
+            " FROM members CROSS JOIN users u
+              WHERE members.kind = 'user' AND u.id = members.id",
             as_asked!(),
             " AND (u.username_key, u.id) > ($22, $23) AND u.username_key <= $24
               ORDER BY u.username_key, u.id LIMIT $25"
         ),
         Order::Name(_) => sql!(
-            below!(),
-            people!(),
+            within!(),
             "SELECT ",
             user_columns!(),
-            " FROM people CROSS JOIN user_names n CROSS JOIN users u
-              WHERE n.user_id = people.id AND n.kind = $25 AND u.id = people.id",
+            " FROM members CROSS JOIN user_names n CROSS JOIN users u
+              WHERE members.kind = 'user' AND n.user_id = members.id AND n.kind = $25 AND u.id = members.id",
             as_asked!(),
             " AND (n.name_key, n.user_id) > ($22, $23) AND n.name_key <= $24
               ORDER BY n.name_key, n.user_id LIMIT $26"
         ),
         Order::Contact(_) => sql!(
-            below!(),
-            people!(),
+            within!(),
             "SELECT DISTINCT ",
             user_columns!(),
-            " FROM people CROSS JOIN contacts c CROSS JOIN users u
-              WHERE c.account_id = people.id AND c.kind = $24 AND c.value_key = $22 AND u.id = people.id",
+            " FROM members CROSS JOIN contacts c CROSS JOIN users u
+              WHERE members.kind = 'user' AND c.account_id = members.id AND c.kind = $24 AND c.value_key = $22
+                AND u.id = members.id",
             as_asked!(),
             " AND u.id > $23 ORDER BY u.id LIMIT $25"
         ),
@@ -152,6 +144,35 @@ pub async fn users(
     db.page(sql.bind(limit), user).await
 }
 
+/// Those of up to [`users::FIND_ALL`] users that are in these groups. Goes from the users to their groups, which are
+/// fewer than those in the groups.
+pub async fn among(
+    db: &mut Read,
+    groups: &[GroupId],
+    now: Timestamp,
+    users: &[UserId],
+) -> Result<BTreeSet<UserId>> {
+    let sql = sql!(
+        "WITH RECURSIVE ways (user_id, group_id) AS (
+            SELECT m.member_id, m.group_id FROM group_members m
+            WHERE m.member_kind = 'user'
+                AND m.member_id IN ($18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32,
+                    $33, $34, $35, $36, $37)
+                AND (m.start_time <= $1 OR m.start_time IS NULL)
+                AND (m.expire_time > $1 OR m.expire_time IS NULL)
+            UNION
+            SELECT ways.user_id, m.group_id FROM ways CROSS JOIN group_members m
+            WHERE m.member_id = ways.group_id AND m.member_kind = 'group'
+                AND (m.start_time <= $1 OR m.start_time IS NULL)
+                AND (m.expire_time > $1 OR m.expire_time IS NULL))
+         SELECT user_id FROM ways
+         WHERE group_id IN ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+    );
+    let sql = users::bind_all(bind_groups(sql, groups, now), users);
+    let found = db.all(sql, |row| row.get("user_id")).await?;
+    Ok(found.into_iter().collect())
+}
+
 pub async fn system_accounts(
     db: &mut Read,
     groups: &[GroupId],
@@ -163,16 +184,11 @@ pub async fn system_accounts(
     let (time, id) = system_accounts::begin(after);
     let state = query.state.map(State::name);
     let sql = sql!(
-        below!(),
-        ", programs (id) AS (
-            SELECT DISTINCT m.member_id FROM below CROSS JOIN group_members m
-            WHERE m.group_id = below.id AND m.member_kind = 'system_account'
-                AND (m.start_time <= $1 OR m.start_time IS NULL)
-                AND (m.expire_time > $1 OR m.expire_time IS NULL))
-         SELECT ",
+        within!(),
+        "SELECT ",
         system_account_columns!(),
-        " FROM programs CROSS JOIN system_accounts a
-          WHERE a.id = programs.id AND (a.create_time, a.id) > ($18, $19)
+        " FROM members CROSS JOIN system_accounts a
+          WHERE members.kind = 'system_account' AND a.id = members.id AND (a.create_time, a.id) > ($18, $19)
             AND (a.state = $20 OR $20 IS NULL) AND ($21 OR a.state <> 'DELETED')
             AND (a.kind = $22 OR $22 IS NULL) AND (a.owner_id = $23 OR $23 IS NULL)
           ORDER BY a.create_time, a.id LIMIT $24"
@@ -198,7 +214,7 @@ pub async fn groups(
     limit: i64,
 ) -> Result<Vec<Group>> {
     let sql = sql!(
-        below!(),
+        within!(),
         "SELECT ",
         group_columns!(),
         " FROM below CROSS JOIN groups g

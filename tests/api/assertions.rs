@@ -14,7 +14,10 @@ use pb::{
 use serde_json::{Value, json};
 use tonic::Status;
 
-use crate::harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines};
+use crate::{
+    harness::{Actor, Engine, Server, assert_refused, fields_of, on_both_engines},
+    scopes,
+};
 
 const ISSUER: &str = "https://id.example";
 
@@ -53,6 +56,41 @@ on_both_engines! {
             let error: Value = again.json().await.expect("JSON");
             assert_eq!(error["error"], "invalid_client");
         }
+    }
+
+    async fn what_is_sensitive_comes_with_a_key_of_one_s_own(engine: Engine) {
+        let server = engine.server_with(|config| config.tokens.max_bytes = 2_000).await;
+        let operator = server.operator().await;
+        let refund = pb::Scope { sensitive: true, ..scopes::scope("scopes/shop:refund") };
+        scopes::create(&operator, refund).await.expect("made");
+        let program = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        let name = program.credential.name.split("/credentials").next().expect("an account").to_owned();
+        server.grant(&name, "scopes/shop:refund").await;
+        let account = pb::SystemAccount { name: name.clone(), audiences: vec!["shop".to_owned()], ..Default::default() };
+        let request = pb::UpdateSystemAccountRequest { system_account: Some(account), ..Default::default() };
+        operator.system_accounts().update_system_account(request).await.expect("may ask");
+        let anonymous = server.anonymous().await;
+        let ask = async |jti: &str, scopes: Vec<String>| {
+            let request = pb::IssueTokenRequest {
+                client_assertion: program.sign(&program.claims(&server, jti)),
+                audience: "shop".to_owned(),
+                scopes,
+                ..Default::default()
+            };
+            anonymous.tokens().issue_token(request).await
+        };
+        let tokens = ask("a", Vec::new()).await.expect("a token").into_inner();
+        assert_eq!((&*tokens.scopes, tokens.refusals.len()), (&["refund".to_owned()][..], 0));
+
+        // What would not fit says so here as well.
+        for number in 0..16 {
+            let scope = format!("scopes/shop:{number}{}", "x".repeat(100));
+            scopes::create(&operator, scopes::scope(&scope)).await.expect("made");
+            server.grant(&name, &scope).await;
+        }
+        assert_refused(ask("b", Vec::new()).await, Reason::TokenTooLarge);
+        let tokens = ask("c", vec!["refund".to_owned()]).await.expect("a token").into_inner();
+        assert_eq!(tokens.scopes, ["refund"]);
     }
 
     async fn an_assertion_is_good_once_wherever_it_is_used(engine: Engine) {

@@ -7,6 +7,8 @@ use pb::lookup_user_request::Key;
 
 use crate::{
     credentials::{redeem, reset_code},
+    delegation::grant_for,
+    groups,
     harness::{Engine, Server, grant_request, on_both_engines},
 };
 
@@ -56,6 +58,29 @@ on_both_engines! {
         }
         let jwks = server.cost(async || { operator.keys().get_jwks(pb::GetJwksRequest {}).await.expect("keys"); });
         assert!(jwks.await.0 <= 1, "from memory");
+    }
+
+    async fn who_may_see_some_costs_one_statement_more_for_each_twenty(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let crew = groups::create(&operator, "crew").await;
+        let mut names = Vec::new();
+        for number in 0..40 {
+            let user = pb::User { username: format!("user-{number}"), ..Default::default() };
+            let name = operator.create_user(user).await.expect("made").name;
+            groups::add(&operator, &crew, &name).await.expect("added");
+            names.push(name);
+        }
+        let (clerk, secret) = server.create_system_account(&[]).await;
+        grant_for(&operator, &clerk.name, "scopes/accountd:users.read", &crew).await.expect("granted");
+        let clerk = server.client(&clerk.uid, &secret).await;
+        let list = server.cost(async || { clerk.users().list_users(pb::ListUsersRequest::default()).await.expect("a list"); });
+        assert!(list.await <= READ);
+        let get = server.cost(async || { clerk.get_user(&names[0]).await.expect("in reach"); });
+        assert!(get.await <= (3, 0), "where the user is");
+        let batch = pb::BatchGetUsersRequest { names };
+        let batch = server.cost(async || { clerk.users().batch_get_users(batch.clone()).await.expect("all"); });
+        assert!(batch.await <= (5, 0), "twice where twenty are, and who they are");
     }
 
     async fn mutations_cost_one_transaction(engine: Engine) {

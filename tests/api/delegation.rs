@@ -173,10 +173,8 @@ on_both_engines! {
         assert_eq!(batch(mona, &[&stage.dan, &stage.eve]).await.expect("in reach").users.len(), 2);
 
         // Somebody else is not there.
-        let program = server.system_account(&[]).await;
         let programs = pb::ListSystemAccountsRequest::default();
         assert_refused(mona.system_accounts().list_system_accounts(programs).await, Reason::ScopeMissing);
-        drop(program);
         for name in [&*stage.zoe, NOBODY, server.owner()] {
             for outcome in [
                 mona.get_user(name).await.outcome(),
@@ -233,6 +231,31 @@ on_both_engines! {
             assert_eq!(listed(mona, filter).await, crowd, "{filter}");
         }
         assert_eq!(listed(mona, "state = SUSPENDED").await, Vec::<String>::new());
+        // Of those who are deleted only who is in reach, and only if asked for.
+        for name in [&inside[2], &stage.zoe] {
+            let request = pb::DeleteUserRequest {
+                name: name.clone(),
+                ..Default::default()
+            };
+            operator.users().delete_user(request).await.expect("deleted");
+        }
+        let all = pb::ListUsersRequest {
+            show_deleted: true,
+            ..Default::default()
+        };
+        assert_eq!(sorted(list(mona, all).await.expect("listed")), sorted(inside.clone()));
+        assert_eq!(listed(mona, "state = DELETED").await, std::slice::from_ref(&inside[2]));
+        assert_eq!(listed(mona, "").await.len(), inside.len() - 1);
+        for name in [&inside[2], &stage.zoe] {
+            let request = pb::UndeleteUserRequest {
+                name: name.clone(),
+                ..Default::default()
+            };
+            operator.users().undelete_user(request).await.expect("back");
+        }
+        let made = mona.get_user(&inside[3]).await.expect("in reach").create_time.expect("a time");
+        let made = accountd::domain::time::Timestamp::from_seconds(made.seconds);
+        assert_eq!(listed(mona, &format!("create_time > \"{made}\"")).await, sorted(inside[4..].to_vec()));
         let newest_first = pb::ListUsersRequest {
             order_by: "create_time desc".to_owned(),
             ..Default::default()
@@ -528,6 +551,12 @@ on_both_engines! {
         server.grant(&robot.name, pack).await;
         assert_eq!(ask(&[]).await, (vec!["pack".to_owned()], none.clone()));
         assert_eq!(ask(&["pack@halls/9"]).await, (vec!["pack@halls/9".to_owned()], none));
+        // What is sensitive is so for each resource.
+        let refund = pb::Scope { sensitive: true, ..scopes::scope("scopes/shop:refund") };
+        scopes::create(&operator, refund).await.expect("made");
+        grant_for(&operator, &robot.name, "scopes/shop:refund", "halls/7").await.expect("granted");
+        limit(&[]).await;
+        assert_eq!(ask(&["refund"]).await, (Vec::new(), vec!["refund@halls/7".to_owned()]));
         // No scope of the catalogue looks like one that is limited.
         let made = scopes::create(&operator, scopes::scope("scopes/shop:pack%40halls")).await;
         assert_eq!(fields_of(made), ["scope.name"]);
@@ -615,6 +644,84 @@ on_both_engines! {
         let mona = server.sign_in("mona").await;
         mona.actor.create_secret(&plain.name).await.expect("may do no more");
         assert_refused(mona.actor.create_secret(&packer.name).await, Reason::TargetOutranksCaller);
+    }
+
+    async fn nobody_searches_in_more_than_sixteen_groups_at_once(engine: Engine) {
+        let server = engine.server_with(|config| config.tokens.max_bytes = 8_192).await;
+        let stage = Stage::set(&server).await;
+        let (clerk, secret) = server.create_system_account(&[]).await;
+        let groups = ["users", "groups", "system_accounts"].map(|it| format!("scopes/accountd:{it}.read"));
+        let made = roles::create(&stage.operator, roles::role("roles/reader", &groups.each_ref().map(String::as_str)));
+        made.await.expect("made");
+        let look = async || {
+            let clerk = server.client(&clerk.uid, &secret).await;
+            let key = pb::lookup_user_request::Key::Identifier("eve".to_owned());
+            [
+                clerk.users().list_users(pb::ListUsersRequest::default()).await.outcome(),
+                clerk.users().lookup_user(pb::LookupUserRequest { key: Some(key) }).await.outcome(),
+                batch(&clerk, &[&stage.eve]).await.outcome(),
+                clerk.groups().list_groups(pb::ListGroupsRequest::default()).await.outcome(),
+                clerk.system_accounts().list_system_accounts(pb::ListSystemAccountsRequest::default()).await.outcome(),
+            ]
+        };
+        grant_for(&stage.operator, &clerk.name, "roles/reader", &stage.crew).await.expect("granted");
+        for number in 1..16 {
+            let group = groups::create(&stage.operator, &format!("group {number}")).await;
+            grant_for(&stage.operator, &clerk.name, "roles/reader", &group).await.expect("granted");
+        }
+        assert_eq!(look().await, ["OK"; 5].map(str::to_owned));
+        grant_for(&stage.operator, &clerk.name, "roles/reader", &stage.other).await.expect("granted");
+        assert_eq!(look().await, ["FAILED_PRECONDITION LIMIT_REACHED"; 5].map(str::to_owned));
+        // One by one there is no such limit.
+        let clerk = server.client(&clerk.uid, &secret).await;
+        clerk.get_user(&stage.eve).await.expect("in reach");
+    }
+
+    async fn grants_are_found_by_what_they_are_for(engine: Engine) {
+        let server = engine.server().await;
+        let stage = Stage::set(&server).await;
+        let operator = &stage.operator;
+        let read = "scopes/accountd:users.read";
+        let for_other = grant_for(operator, stage.mona.name(), read, &stage.other).await.expect("granted");
+        let for_all = server.grant(stage.mona.name(), read).await;
+        let found = async |filter: String| {
+            let (mut all, mut page_token) = (Vec::new(), String::new());
+            loop {
+                let request = pb::ListGrantsRequest {
+                    page_size: 1,
+                    page_token,
+                    filter: filter.clone(),
+                };
+                let page = operator.grants().list_grants(request).await.expect("listed").into_inner();
+                all.extend(page.grants.into_iter().map(|it| it.name));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return all;
+                }
+            }
+        };
+        let resource = |group: &str| format!("resource = \"{group}\"");
+        let principal = format!("principal = \"{}\"", stage.mona.name());
+        assert_eq!(found(resource(&stage.other)).await, std::slice::from_ref(&for_other.name));
+        assert_eq!(found(resource(&stage.crew)).await.len(), 1);
+        assert_eq!(found(resource(&stage.inner)).await, Vec::<String>::new());
+        assert_eq!(found(format!("{principal} AND {}", resource(&stage.other))).await, std::slice::from_ref(&for_other.name));
+        for (filter, count) in [
+            (format!("scope = \"{read}\" AND {}", resource(&stage.other)), 1),
+            (format!("role = \"roles/user-manager\" AND {}", resource(&stage.other)), 0),
+            (format!("role = \"roles/user-manager\" AND {}", resource(&stage.crew)), 1),
+        ] {
+            assert_eq!(found(filter.clone()).await.len(), count, "{filter}");
+        }
+        let of_mona = found(principal).await;
+        assert!(of_mona.contains(&for_other.name) && of_mona.contains(&for_all.name), "{of_mona:?}");
+        for filter in ["resource = \"\"", "resource = \"a b\"", "resource > \"x\""] {
+            let request = pb::ListGrantsRequest {
+                filter: filter.to_owned(),
+                ..Default::default()
+            };
+            assert_refused(operator.grants().list_grants(request).await, Reason::InvalidFilter);
+        }
     }
 
     async fn a_session_is_not_lost_to_a_token_that_is_too_long(engine: Engine) {

@@ -682,6 +682,42 @@ on_both_engines! {
         assert_eq!(asked.state(), State::Pending);
     }
 
+    async fn nobody_entitles_who_is_greater_or_gone(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = stage(&server).await;
+        let chief = server.signed_in("chief").await;
+        server.grant(chief.name(), "roles/operator").await;
+        let clerk = server.system_account(&["scopes/accountd:elevations.write", KEEPER]).await;
+        entitle(&clerk, entitlement(ann.name(), &[bob.name()])).await.expect("nobody greater");
+        for outcome in [
+            entitle(&clerk, entitlement(chief.name(), &[bob.name()])).await,
+            entitle(&clerk, entitlement(ann.name(), &[chief.name()])).await,
+        ] {
+            assert_refused(outcome, Reason::TargetOutranksCaller);
+        }
+        let rule = entitle(&operator, entitlement(ann.name(), &[bob.name()])).await.expect("entitled");
+        let of_chief = entitle(&operator, entitlement(chief.name(), &[])).await.expect("entitled");
+        for name in [ann.name(), chief.name()] {
+            let request = pb::DeleteUserRequest { name: name.to_owned(), ..Default::default() };
+            operator.users().delete_user(request).await.expect("deleted");
+        }
+        for outcome in [
+            entitle(&operator, entitlement(ann.name(), &[])).await,
+            entitle(&operator, entitlement(bob.name(), &[ann.name()])).await,
+        ] {
+            assert_refused(outcome, Reason::WrongState);
+        }
+        // Once they are gone for good, nobody is entitled in their name.
+        server.advance_s(server.running.app.config.retention.deleted_accounts_s + 1);
+        jobs::sweep(&server.running.app).await.expect("swept");
+        let operator = server.operator().await;
+        for rule in [&rule, &of_chief] {
+            let request = pb::GetEntitlementRequest { name: rule.name.clone() };
+            assert_refused(operator.elevations().get_entitlement(request).await, Reason::NotFound);
+        }
+        assert_eq!(list_entitlements(&operator, "").await, Vec::<String>::new());
+    }
+
     async fn whoever_asks_may_hold_nothing_before(engine: Engine) {
         let server = engine.server().await;
         let (operator, ann, _) = stage(&server).await;

@@ -150,6 +150,14 @@ on_both_engines! {
         assert_eq!(listed, names.map(|(name, grants)| (format!("scopes/shop:{name}"), grants)));
         assert_eq!(effective(&operator, &fleet, "").await.len(), 2);
 
+        // Of a group: what all in it have by it, whoever they are.
+        let of_crew = check(&operator, &crew, "shop", &["by-role", "by-group", "later"], "").await.expect("checked");
+        assert_eq!(of_crew.into_iter().map(|(_, why)| why).collect::<Vec<_>>(), [Why::Unspecified, Why::Unspecified, Why::NotGranted]);
+        let explained = explain(&operator, &crew, "scopes/shop:by-role", "").await.expect("explained");
+        assert_eq!((&explained.paths[0].grant, &explained.paths[0].groups), (&role, &vec![fleet.clone()]));
+        let refused = check(&operator, &crew, "shop", &["by-role"], &signed_in.session).await;
+        assert_eq!(fields_of(refused), ["proof"]);
+
         let request = pb::RevokeSessionRequest { name: signed_in.session.clone(), ..Default::default() };
         operator.sessions().revoke_session(request).await.expect("revoked");
         let answered = check(&operator, &ann, "shop", &["direct", "never"], &signed_in.session).await.expect("checked");

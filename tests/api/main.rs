@@ -20,6 +20,7 @@ mod budget;
 mod certificates;
 mod changes;
 mod contacts;
+mod counts;
 mod crash;
 mod credentials;
 mod delegation;

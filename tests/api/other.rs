@@ -35,6 +35,33 @@ impl Other {
         }
     }
 
+    /// An expression for an id that nothing has.
+    pub const fn random_uuid(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "randomblob(16)",
+            Self::Postgres(_) => "gen_random_uuid()",
+        }
+    }
+
+    /// The columns of a table.
+    pub async fn columns(&mut self, table: &str) -> Vec<String> {
+        match self {
+            Self::Sqlite(connection) => {
+                let sql = "SELECT name FROM pragma_table_info($1)";
+                let mut columns = connection.prepare(sql).expect("known");
+                let columns = columns
+                    .query_map([table], |row| row.get(0))
+                    .expect("listed");
+                columns.collect::<Result<_, _>>().expect("names")
+            }
+            Self::Postgres(connection) => {
+                let sql = "SELECT column_name::text FROM information_schema.columns WHERE table_name = $1";
+                let columns = sqlx::query_scalar(sql).bind(table).fetch_all(connection);
+                columns.await.expect("listed")
+            }
+        }
+    }
+
     /// How many rows a table has.
     pub async fn count(&mut self, table: &str) -> i64 {
         let sql = format!("SELECT COUNT(*) FROM {table}");
