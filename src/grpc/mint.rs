@@ -21,10 +21,10 @@ use crate::{
         time::Timestamp,
         token::{
             self, AccountClaims, Allowance, Ceiling, Claims, Confirmation, Grounds, MAX_SCOPES,
-            OWN_AUDIENCE, Refusal,
+            Refusal,
         },
     },
-    store::{grants, scopes},
+    store::grants,
 };
 
 /// What somebody asks a token for.
@@ -143,14 +143,11 @@ pub(super) async fn entitled(
 ) -> Result<Entitled> {
     let mut db = call.db().read().await?;
     let holdings = grants::holdings(&mut db, principal, Some(audience), call.now).await?;
-    let held = holdings.held(audience, call.now);
-    // Of our own none is: the RPCs ask for themselves.
-    let sensitive = if audience == OWN_AUDIENCE || held.is_empty() {
-        BTreeSet::new()
-    } else {
-        scopes::sensitive(&mut db, audience).await?
-    };
-    Ok(Entitled { held, sensitive })
+    Ok(Entitled {
+        held: holdings.held(audience, call.now),
+        // Of our own none is: the RPCs ask for themselves.
+        sensitive: holdings.sensitive,
+    })
 }
 
 /// The decision which scopes there are in a token, and how long it lives: for tokens, and for those who ask

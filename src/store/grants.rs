@@ -63,7 +63,7 @@ pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
 }
 
 /// What is granted to a principal and to the groups it is in, with what the roles among it come to: of one
-/// audience, or of all.
+/// audience, with what of that has to be earned, or of all.
 pub async fn holdings(
     db: &mut Read,
     principal: PrincipalId,
@@ -75,11 +75,15 @@ pub async fn holdings(
         Some(audience) => list_of_audience(db, principal, audience, now).await?,
     };
     let (mut grants, mut of_roles) = (BTreeMap::new(), BTreeMap::new());
-    let mut memberships = Vec::new();
+    let (mut memberships, mut sensitive) = (Vec::new(), BTreeSet::new());
     for found in rows {
         let (grant, role_scope) = match found {
             Found::Membership(membership) => {
                 memberships.push(membership);
+                continue;
+            }
+            Found::Sensitive(scope) => {
+                sensitive.insert(scope);
                 continue;
             }
             Found::Grant(grant, role_scope) => (grant, role_scope),
@@ -100,6 +104,7 @@ pub async fn holdings(
         memberships,
         grants: grants.into_values().collect(),
         of_roles,
+        sensitive,
     })
 }
 
@@ -159,15 +164,20 @@ pub async fn names(
     Ok(names)
 }
 
-/// A row of what somebody holds: a membership on the way to it, or a grant with one of the scopes of its role.
+/// A row of what somebody holds: a membership on the way to it, a grant with one of the scopes of its role, or, for
+/// whoever holds it, a scope that has to be earned.
 enum Found {
     Membership(Membership),
     Grant(Grant, Option<ScopeName>),
+    Sensitive(String),
 }
 
 fn found(row: &Row) -> Result<Found> {
     if row.get::<Option<Uuid>>("group_id")?.is_some() {
         return groups::membership(row).map(Found::Membership);
+    }
+    if row.get::<Option<Uuid>>("id")?.is_none() {
+        return row.get("scope").map(Found::Sensitive);
     }
     Ok(Found::Grant(grant(row)?, role_scope(row)?))
 }
@@ -198,6 +208,16 @@ macro_rules! memberships_beside {
     };
 }
 
+/// Scopes among grants: those of the audience `$4` that have to be earned.
+macro_rules! sensitive_beside {
+    () => {
+        "SELECT NULL, NULL, NULL, NULL, NULL, s.scope, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+            NULL, NULL, NULL, NULL
+          FROM scopes s WHERE s.audience = $4 AND s.sensitive
+          UNION ALL "
+    };
+}
+
 /// The grants to a principal and to the groups it is or is going to be in, but for those that are over, one row for
 /// each scope of its role; and the memberships on the way. One statement, since a second one would go from group
 /// to group again.
@@ -224,7 +244,8 @@ async fn list_all(db: &mut Read, principal: PrincipalId, now: Timestamp) -> Resu
     db.all(sql, found).await
 }
 
-/// The same with the grants that may come to scopes of an audience, and these scopes.
+/// The same with the grants that may come to scopes of an audience, these scopes, and which of the audience have to be
+/// earned.
 async fn list_of_audience(
     db: &mut Read,
     principal: PrincipalId,
@@ -240,6 +261,7 @@ async fn list_of_audience(
           WHERE g.principal_id = $1 AND g.principal_kind = $2
             AND (g.expire_time > $3 OR g.expire_time IS NULL) AND g.audience IN ($4, '')",
         memberships_beside!(),
+        sensitive_beside!(),
         "SELECT ",
         columns!(),
         with_scope_of_role!(),

@@ -84,13 +84,6 @@ pub async fn of_role(db: &mut Read, role: &str) -> Result<Vec<Scope>> {
     db.all(sql.bind(role), scope).await
 }
 
-/// Of an audience, those that have to be earned.
-pub async fn sensitive(db: &mut Read, audience: &str) -> Result<BTreeSet<String>> {
-    let sql = sql!("SELECT scope FROM scopes WHERE audience = $1 AND sensitive");
-    let found = db.all(sql.bind(audience), |row| row.get("scope")).await?;
-    Ok(found.into_iter().collect())
-}
-
 pub async fn count(db: &mut Read) -> Result<i64> {
     // A condition that all meet, so that they are counted by the key.
     let sql = sql!("SELECT COUNT(*) AS n FROM scopes WHERE audience > $1").bind("");
