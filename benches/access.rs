@@ -1,7 +1,7 @@
 //! What the decision about a token costs the database: `cargo bench --bench access`.
 //!
 //! 10,000 groups, ten in one another; 100,000 memberships of people; 100,000 grants, of which each person has
-//! 500 through 50 groups. Timed is everything that IssueToken and CheckAccess ask the database for it.
+//! 500 through 50 groups. Timed is what IssueToken and CheckAccess ask the database for to decide, beside who it is.
 
 #[path = "../tests/api/postgres.rs"]
 mod postgres;
@@ -109,7 +109,7 @@ async fn main() {
 /// What `mint::entitled` asks for.
 async fn decide(db: &Db, person: PrincipalId, audience: &str) -> Result<()> {
     let mut read = db.read().await?;
-    let holdings = grants::holdings(&mut read, person, Some(audience), NOW).await?;
+    let (holdings, _) = grants::holdings_of(&mut read, person, audience, NOW).await?;
     assert!(holdings.grants.len() >= MEMBERSHIPS * DEPTH * 2);
     let held = holdings.held(audience, NOW);
     assert_eq!(held.is_empty(), audience == "accountd");

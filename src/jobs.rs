@@ -353,7 +353,7 @@ async fn settle_changes(app: &Arc<App>) -> Result<()> {
     let call = Call::system(app, "change.lapsed");
     let due = changes::due(&mut call.db().read().await?, call.now, BATCH).await?;
     for id in due {
-        transact!(call.db(), |tx| {
+        let settled = transact!(call.db(), |tx| {
             if let Some(mut change) = changes::find(tx, id).await?
                 && let Some(end) = change.next_time.filter(|end| *end <= call.now)
             {
@@ -362,7 +362,8 @@ async fn settle_changes(app: &Arc<App>) -> Result<()> {
                 changes::update(tx, &change).await?;
                 events::append(tx, &change.tell(call.event())).await?;
             }
-        })?;
+        });
+        noted(id, settled);
     }
     Ok(())
 }

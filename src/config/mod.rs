@@ -324,7 +324,7 @@ section! {
 section! {
     FourEyes {
         /// RPCs that take effect once a second person has agreed, such as `DeleteUser`; they need a scope, change
-        /// something and answer no secret.
+        /// something, answer no secret and are not ChangeService's own.
         rpcs: Vec<String> = vec!["RevokeSigningKey".to_owned()],
         /// Built-in roles that nobody is given by one person alone, nor the scopes that no lesser role has.
         roles: Vec<String> = vec!["roles/operator".to_owned()],

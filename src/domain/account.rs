@@ -74,6 +74,12 @@ impl Lifecycle {
         self.state == State::Suspended && self.state_at(now) == State::Active
     }
 
+    /// Whether somebody who is suspended would come back earlier if it were until then.
+    pub fn is_back_earlier(&self, until_time: Option<Timestamp>, now: Timestamp) -> bool {
+        let end = |time: Option<Timestamp>| time.unwrap_or(Timestamp::MAX);
+        self.state_at(now) == State::Suspended && end(until_time) < end(self.until_time)
+    }
+
     /// Whether the account was deleted, or has come to its end, at `time` or before.
     pub fn is_over(&self, time: Timestamp) -> bool {
         let ends = [self.delete_time, self.expire_time];

@@ -40,7 +40,7 @@ impl FourEyes {
             let policy = policy.ok_or_else(|| format!("there is no RPC `{name}`"))?;
             let may_wait = policy.may_wait.then_some(policy.rpc);
             may_wait.ok_or_else(|| {
-                format!("`{name}` changes nothing, needs no scope or answers a secret")
+                format!("`{name}` changes nothing, needs no scope, answers a secret or a change")
             })
         };
         let of_role = |name: &str| {
@@ -121,7 +121,7 @@ pub struct Change {
     pub rpc: String,
     /// The request, encrypted: it may hold a password, until it is over.
     pub request: Vec<u8>,
-    /// What the same call of the same caller is recognised by.
+    /// What the same call of the same caller is recognised by, while it waits.
     pub fingerprint: Vec<u8>,
     /// The token that it came with.
     pub claims: Claims,

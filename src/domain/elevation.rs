@@ -72,11 +72,12 @@ impl Entitlement {
     /// Whether it lets nobody have anything that it did not let them have before, on the same terms or harder ones.
     pub fn is_within(&self, before: &Self, now: Timestamp) -> bool {
         let end = |it: &Self| it.expire_time.unwrap_or(Timestamp::MAX);
-        let has_no_new_approver = match (&*self.approvers, &*before.approvers) {
-            (_, []) => true,
-            ([], _) => false,
-            (those, known) => those.iter().all(|it| known.contains(it)),
-        };
+        // Without any, nobody has to agree; and who may agree may also end what others have.
+        let has_no_new_approver = self.approvers.is_empty() == before.approvers.is_empty()
+            && self
+                .approvers
+                .iter()
+                .all(|it| before.approvers.contains(it));
         !before.is_over(now)
             && end(self) <= end(before)
             && self.max_duration_s <= before.max_duration_s

@@ -95,8 +95,6 @@ pub struct Holdings {
     pub grants: Vec<Grant>,
     /// The scopes of the roles that are granted.
     pub of_roles: BTreeMap<String, Cow<'static, BTreeSet<ScopeName>>>,
-    /// Of the one audience that was asked for, the scopes that have to be earned, whoever holds them.
-    pub sensitive: BTreeSet<String>,
 }
 
 /// What a principal holds of one audience now: each scope, and by what.
@@ -375,7 +373,6 @@ mod tests {
             memberships: Vec::new(),
             grants: grants.into_iter().collect(),
             of_roles: roles.into_iter().collect(),
-            sensitive: BTreeSet::new(),
         }
     }
 

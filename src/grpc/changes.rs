@@ -286,6 +286,12 @@ fn summary(change: &Change, now: Timestamp) -> pb::Change {
     }
 }
 
+/// Encrypts a request for the change that it becomes.
+pub(super) fn seal(app: &App, id: ChangeId, request: &[u8]) -> Vec<u8> {
+    let nonce = app.random.bytes();
+    app.keys.changes.seal(nonce, id.0.as_bytes(), request)
+}
+
 /// What was asked for, as it was sent; without its secrets once the change is over.
 pub(super) fn request(app: &App, change: &Change) -> Result<Zeroizing<Vec<u8>>> {
     let id = change.id.0;

@@ -151,11 +151,6 @@ impl Commission {
     }
 }
 
-fn seal(app: &App, id: ChangeId, request: &[u8]) -> Vec<u8> {
-    let nonce = app.random.bytes();
-    app.keys.changes.seal(nonce, id.0.as_bytes(), request)
-}
-
 fn gone(id: ChangeId, text: &str) -> Status {
     Error::precondition(Reason::WrongState, id.to_string(), text).into()
 }
@@ -177,15 +172,20 @@ impl Call {
         Ok(())
     }
 
-    /// Says that the call may let somebody into a person's account. If that is somebody else's and holds what nobody
+    /// Says that the call may let somebody into a person's account, which lasts: refuses who has what that holds for a
+    /// while only. If that is somebody else's and holds what nobody
     /// is given alone, this is not done alone either: who could get in could agree with themselves. Refuses where the
     /// call cannot wait.
     pub async fn opens(&self, db: &mut Read, account: AccountId) -> Result<()> {
         let is_own = self.caller.account() == Some(account);
-        if is_own || matches!(account, AccountId::System(_)) || self.consent.commission.is_some() {
+        if is_own || matches!(account, AccountId::System(_)) {
             return Ok(());
         }
         let power = grants::power(db, account.into(), Some(OWN_AUDIENCE), self.now).await?;
+        self.require_lasting(db, account, &power, None).await?;
+        if self.consent.commission.is_some() {
+            return Ok(());
+        }
         let guarded = power.iter().find(|it| self.app().four_eyes.guards(it));
         let Some(guarded) = guarded else {
             return Ok(());
@@ -212,7 +212,9 @@ impl Call {
         let app = self.app();
         let shown = changes::without_secrets(&change.rpc, &changes::request(app, change)?);
         let shown = shown.map_or_else(Vec::new, |message| message.encode_to_vec());
-        change.request = seal(app, change.id, &shown);
+        change.request = changes::seal(app, change.id, &shown);
+        // By which the rest of it could be guessed.
+        change.fingerprint.clear();
         change.end(state, self.by(), reason, time);
         Ok(())
     }
@@ -311,7 +313,7 @@ impl Call {
             id,
             revision: 1,
             rpc: self.rpc().to_owned(),
-            request: seal(app, id, request),
+            request: changes::seal(app, id, request),
             fingerprint: self.consent.fingerprint.clone(),
             claims,
             address: self.address,

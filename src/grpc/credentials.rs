@@ -166,6 +166,10 @@ impl pb::credential_service_server::CredentialService for Credentials {
                     credential.confine(&by)?;
                 }
             }
+            let end = |it: &Credential| it.expire_time.unwrap_or(Timestamp::MAX);
+            if end(&credential) > end(&before) {
+                call.require_lasting_credential(tx, &credential).await?;
+            }
             if let AccountId::System(owner) = account {
                 let field = "credential.scope_ceiling";
                 let ceiling = &credential.scope_ceiling;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::call::Call;
+use super::{call::Call, roles};
 use crate::{
     domain::{
         access::{self, Principal, Proof},
@@ -46,6 +46,55 @@ impl Call {
         let power = grants::power(db, target, Some(OWN_AUDIENCE), self.now).await?;
         access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))?;
         self.require_power_over_roles(db, target).await
+    }
+
+    /// Refuses a caller who would let somebody, be it themselves, into an account until then that has this power, and
+    /// has it for a shorter time, or, by a token that is older than what was taken from them, not any more. What they
+    /// may ask for they have.
+    pub(super) async fn require_lasting(
+        &self,
+        db: &mut Read,
+        account: AccountId,
+        power: &BTreeSet<ScopeName>,
+        until: Option<Timestamp>,
+    ) -> Result<()> {
+        let Some(own) = self.caller.account().filter(|own| *own != account) else {
+            return Ok(());
+        };
+        if power.is_empty() {
+            return Ok(());
+        }
+        let mut had = self.granter(db).await?.held;
+        for entitlement in entitlements::of_principal(db, own.into(), self.now).await? {
+            let end = entitlement.expire_time.unwrap_or(Timestamp::MAX);
+            for scope in roles::find(db, &entitlement.role).await?.scopes {
+                let known = had.entry(scope).or_insert(end);
+                *known = end.max(*known);
+            }
+        }
+        for name in power {
+            let wider = had.iter().filter(|(held, _)| held.covers(name));
+            let end = wider.map(|(_, end)| *end).max();
+            if end.is_none_or(|end| end < until.unwrap_or(Timestamp::MAX)) {
+                return Err(Error::Denied {
+                    reason: Reason::TargetOutranksCaller,
+                    scopes: vec![name.unlimited().scope],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a program that gets a credential until then, or keeps one.
+    pub(super) async fn require_lasting_credential(
+        &self,
+        db: &mut Read,
+        credential: &Credential,
+    ) -> Result<()> {
+        let account = credential.account;
+        let power = grants::power(db, account.into(), Some(OWN_AUDIENCE), self.now).await?;
+        let until = credential.expire_time;
+        self.require_lasting(db, account, &power, until).await
     }
 
     /// Refuses a caller who looks after some only, and would get hold of a program that may do more elsewhere.

@@ -176,11 +176,9 @@ impl pb::group_service_server::GroupService for Groups {
             find(tx, group).await?;
             call.require_to_see(tx, member).await?;
             let known = groups::find_member(tx, group, member).await?;
+            let within = |known: &Membership| window.is_within(known.window, call.now);
             let mut until = window.end;
-            if known
-                .as_ref()
-                .is_some_and(|known| window.is_within(known.window, call.now))
-            {
+            if known.as_ref().is_some_and(within) {
                 // It gives no more than before, and may have been given by somebody who may for longer.
                 until = Some(call.now);
             } else {
@@ -246,11 +244,14 @@ impl pb::group_service_server::GroupService for Groups {
         let after = after.map(|Cursor(id)| id).unwrap_or_default();
         let mut db = call.db().read().await?;
         find(&mut db, group).await?;
+        // Who looks after some only is told of those.
+        let at = call.limit.as_ref().map(|_| call.now);
         let rows = match member {
-            None => groups::list_members(&mut db, group, after, limit + 1).await,
+            None => groups::list_members(&mut db, group, at, after, limit + 1).await,
             Some(member) => {
                 let found = groups::find_member(&mut db, group, member).await;
-                found.map(|found| found.into_iter().collect())
+                let is_there = |it: &Membership| at.is_none_or(|at| it.window.contains(at));
+                found.map(|found| found.into_iter().filter(is_there).collect())
             }
         };
         let rows = rows.map_err(Error::from)?;

@@ -142,11 +142,12 @@ pub(super) async fn entitled(
     audience: &str,
 ) -> Result<Entitled> {
     let mut db = call.db().read().await?;
-    let holdings = grants::holdings(&mut db, principal, Some(audience), call.now).await?;
+    let found = grants::holdings_of(&mut db, principal, audience, call.now);
+    let (holdings, sensitive) = found.await?;
     Ok(Entitled {
         held: holdings.held(audience, call.now),
         // Of our own none is: the RPCs ask for themselves.
-        sensitive: holdings.sensitive,
+        sensitive,
     })
 }
 

@@ -153,6 +153,7 @@ async fn store(
         if let Some(own) = maker(tx, call, parent).await? {
             credential.confine(&own)?;
         }
+        call.require_lasting_credential(tx, &credential).await?;
         credentials::insert(tx, &credential, kept).await?;
         let event = call.event().about(credential.name(), Some(parent));
         let event = event.detail("kind", credential.kind.name());
@@ -223,6 +224,7 @@ pub(super) async fn rotate(
         if let Some(own) = maker(tx, call, account).await? {
             new.confine(&own)?;
         }
+        call.require_lasting_credential(tx, &new).await?;
         let secret = Secret::new(kind, &body);
         new.hint = secret.hint();
         credentials::update(tx, &old).await?;

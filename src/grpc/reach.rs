@@ -14,7 +14,7 @@ use crate::{
         name::{GroupId, PrincipalId, UserId},
         time::Timestamp,
     },
-    store::{db::Read, groups, within},
+    store::{db::Read, groups, users::FIND_ALL, within},
 };
 
 /// What a call may find.
@@ -26,17 +26,21 @@ pub enum View {
 }
 
 impl View {
-    /// Those of these users that the call may find; the others are not there. At most [`users::FIND_ALL`].
+    /// Those of these users that the call may find; the others are not there.
     pub async fn among(
         &self,
         call: &Call,
         db: &mut Read,
         users: &[UserId],
     ) -> Result<BTreeSet<UserId>> {
-        match self {
-            Self::Everything => Ok(users.iter().copied().collect()),
-            Self::Groups(groups) => Ok(within::among(db, groups, call.now, users).await?),
+        let Self::Groups(groups) = self else {
+            return Ok(users.iter().copied().collect());
+        };
+        let mut seen = BTreeSet::new();
+        for users in users.chunks(FIND_ALL) {
+            seen.extend(within::among(db, groups, call.now, users).await?);
         }
+        Ok(seen)
     }
 
     /// For page tokens, which are good for one view.

@@ -129,7 +129,9 @@ impl pb::scope_service_server::ScopeService for Scopes {
                 scope.edit(edit);
             }
             if scope != before {
-                if scope.grantable_by != before.grantable_by {
+                if scope.grantable_by != before.grantable_by
+                    || before.is_sensitive && !scope.is_sensitive
+                {
                     require_granters(tx, &call, &scope).await?;
                 }
                 scope.touch(call.now);

@@ -185,6 +185,9 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             account
                 .lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if account.lifecycle.is_back_earlier(until_time, call.now) {
+                require_to_come_back(tx, &call, &account).await?;
+            }
             account.lifecycle.suspend(reason.clone(), until_time);
             account.seal.close();
             account.revoke_tokens(call.now);
@@ -204,10 +207,7 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
             account
                 .lifecycle
                 .require(&[State::Suspended], id, call.now)?;
-            if let Some(owner) = account.owner {
-                require_owner(tx, owner, call.now).await?;
-            }
-            call.revives(tx, id).await?;
+            require_to_come_back(tx, &call, &account).await?;
             account.lifecycle.resume();
             // One may have been issued while the suspension was on its way.
             account.revoke_tokens(call.now);
@@ -394,6 +394,14 @@ pub(super) async fn require_to_raise(
     let found = scopes::find_all(db, &raised).await?;
     call.require_to_grant(db, &found, None, field).await?;
     Ok(raised.into_iter().collect())
+}
+
+/// Somebody has to answer for an account that is to act again.
+async fn require_to_come_back(tx: &mut Write, call: &Call, account: &SystemAccount) -> Result<()> {
+    if let Some(owner) = account.owner {
+        require_owner(tx, owner, call.now).await?;
+    }
+    call.revives(tx, account.id).await
 }
 
 fn is_set(path: &str, account: &pb::SystemAccount) -> bool {

@@ -180,8 +180,8 @@ impl pb::user_service_server::UserService for Users {
             .collect::<Result<_>>()?;
         let mut found = BTreeMap::new();
         let mut db = call.db().read().await?;
+        let seen = view.among(&call, &mut db, &ids).await?;
         for ids in ids.chunks(users::FIND_ALL) {
-            let seen = view.among(&call, &mut db, ids).await?;
             for user in users::find_all(&mut db, ids).await.map_err(Error::from)? {
                 if seen.contains(&user.id) {
                     found.insert(user.id, shown(&user, &call));
@@ -330,6 +330,9 @@ impl pb::user_service_server::UserService for Users {
             let mut user = find_for_change(tx, &call, id, &request.etag).await?;
             user.lifecycle
                 .require(&[State::Active, State::Suspended], id, call.now)?;
+            if user.lifecycle.is_back_earlier(until_time, call.now) {
+                call.revives(tx, id).await?;
+            }
             user.lifecycle.suspend(reason.clone(), until_time);
             let event = call.event().about_account(id);
             store_state(

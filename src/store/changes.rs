@@ -157,13 +157,14 @@ pub async fn insert(db: &mut Write, change: &Change) -> Result<()> {
 /// Stores a changed change, whose revision is one above the stored one.
 pub async fn update(db: &mut Write, change: &Change) -> error::Result<()> {
     let sql = sql!(
-        "UPDATE changes SET revision = $2, request = $3, state = $4, next_time = $5, first_approver = $6,
-            decided_by = $7, decide_reason = $8, end_time = $9
+        "UPDATE changes SET revision = $2, request = $3, fingerprint = $4, state = $5, next_time = $6,
+            first_approver = $7, decided_by = $8, decide_reason = $9, end_time = $10
          WHERE id = $1 AND revision = $2 - 1"
     )
     .bind(change.id)
     .bind(change.revision)
     .bind(change.request.clone())
+    .bind(change.fingerprint.clone())
     .bind(change.stored.name())
     .bind(change.next_time)
     .bind(change.first_approver.as_str())

@@ -63,17 +63,34 @@ pub async fn find(db: &mut Read, id: GrantId) -> Result<Option<Grant>> {
 }
 
 /// What is granted to a principal and to the groups it is in, with what the roles among it come to: of one
-/// audience, with what of that has to be earned, or of all.
+/// audience, or of all.
 pub async fn holdings(
     db: &mut Read,
     principal: PrincipalId,
     audience: Option<&str>,
     now: Timestamp,
 ) -> Result<Holdings> {
-    let rows = match audience {
-        None => list_all(db, principal, now).await?,
-        Some(audience) => list_of_audience(db, principal, audience, now).await?,
-    };
+    match audience {
+        None => {
+            let rows = list_all(db, principal, now).await?;
+            Ok(joined(principal, rows).0)
+        }
+        Some(audience) => Ok(holdings_of(db, principal, audience, now).await?.0),
+    }
+}
+
+/// The same of one audience, and of all its scopes those that have to be earned.
+pub async fn holdings_of(
+    db: &mut Read,
+    principal: PrincipalId,
+    audience: &str,
+    now: Timestamp,
+) -> Result<(Holdings, BTreeSet<String>)> {
+    let rows = list_of_audience(db, principal, audience, now).await?;
+    Ok(joined(principal, rows))
+}
+
+fn joined(principal: PrincipalId, rows: Vec<Found>) -> (Holdings, BTreeSet<String>) {
     let (mut grants, mut of_roles) = (BTreeMap::new(), BTreeMap::new());
     let (mut memberships, mut sensitive) = (Vec::new(), BTreeSet::new());
     for found in rows {
@@ -99,13 +116,13 @@ pub async fn holdings(
         }
         grants.insert(grant.id, grant);
     }
-    Ok(Holdings {
+    let holdings = Holdings {
         principal,
         memberships,
         grants: grants.into_values().collect(),
         of_roles,
-        sensitive,
-    })
+    };
+    (holdings, sensitive)
 }
 
 /// Every scope that a principal holds, is going to hold, may ask for or may let others have: whoever has power over

@@ -226,10 +226,11 @@ pub async fn find_member(
     db.optional(sql, membership).await
 }
 
-/// Who is in a group directly.
+/// Who is in a group directly, at a time or at any.
 pub async fn list_members(
     db: &mut Read,
     id: GroupId,
+    at: Option<Timestamp>,
     after: Uuid,
     limit: i64,
 ) -> Result<Vec<Membership>> {
@@ -237,10 +238,13 @@ pub async fn list_members(
         "SELECT ",
         member_columns!(),
         " FROM group_members m WHERE m.group_id = $1 AND m.member_id > $2
-          ORDER BY m.member_id LIMIT $3"
+            AND (m.start_time <= $3 OR m.start_time IS NULL OR $3 IS NULL)
+            AND (m.expire_time > $3 OR m.expire_time IS NULL OR $3 IS NULL)
+          ORDER BY m.member_id LIMIT $4"
     )
     .bind(id)
     .bind(after)
+    .bind(at)
     .bind(limit);
     db.page(sql, membership).await
 }

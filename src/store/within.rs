@@ -221,7 +221,9 @@ pub async fn groups(
           WHERE g.id = below.id AND g.id > $18
             AND (EXISTS (
                 SELECT 1 FROM group_members m
-                WHERE m.group_id = g.id AND m.member_id = $19 AND m.member_kind = $20)
+                WHERE m.group_id = g.id AND m.member_id = $19 AND m.member_kind = $20
+                    AND (m.start_time <= $1 OR m.start_time IS NULL)
+                    AND (m.expire_time > $1 OR m.expire_time IS NULL))
                 OR $19 IS NULL)
           ORDER BY g.id LIMIT $21"
     );

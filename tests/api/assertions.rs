@@ -58,7 +58,7 @@ on_both_engines! {
         }
     }
 
-    async fn what_is_sensitive_comes_with_a_key_of_one_s_own(engine: Engine) {
+    async fn a_key_of_ones_own_earns_what_a_shared_secret_does_not(engine: Engine) {
         let server = engine.server_with(|config| config.tokens.max_bytes = 2_000).await;
         let operator = server.operator().await;
         let refund = pb::Scope { sensitive: true, ..scopes::scope("scopes/shop:refund") };
@@ -81,6 +81,15 @@ on_both_engines! {
         };
         let tokens = ask("a", Vec::new()).await.expect("a token").into_inner();
         assert_eq!((&*tokens.scopes, tokens.refusals.len()), (&["refund".to_owned()][..], 0));
+        let secret = operator.create_secret(&name).await.expect("a secret").secret;
+        let request = pb::IssueTokenRequest {
+            client_id: program.id(),
+            client_secret: secret,
+            audience: "shop".to_owned(),
+            ..Default::default()
+        };
+        let tokens = anonymous.tokens().issue_token(request).await.expect("a token").into_inner();
+        assert_eq!((tokens.scopes.len(), &*tokens.refused_scopes), (0, &["refund".to_owned()][..]));
 
         // What would not fit says so here as well.
         for number in 0..16 {

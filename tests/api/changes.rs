@@ -333,6 +333,7 @@ on_both_engines! {
             ("max_duration", lasting(600), lasting(601)),
             ("approvers", agreed(&[&bob]), agreed(&[&bob, ann.name()])),
             ("approvers", agreed(&[&bob]), agreed(&[])),
+            ("approvers", agreed(&[&bob]), agreed(&[&eve])),
             ("expire_time", ending(600), ending(601)),
             ("expire_time", ending(600), pb::Entitlement::default()),
             ("ticket_required", proven(true), proven(false)),
@@ -341,6 +342,17 @@ on_both_engines! {
             change(path, less).await.expect(path);
             pending(change(path, more).await);
         }
+        // Where nobody had to agree, who may is given something.
+        let open = pb::Entitlement {
+            role: "roles/operator".to_owned(),
+            ..elevations::entitlement(&bob, &[])
+        };
+        let open = elevations::entitle(&bootstrap, open).await.expect("alone");
+        let named = pb::Entitlement {
+            approvers: vec![eve.clone()],
+            ..open
+        };
+        pending(elevations::update(&ann.actor, named, &["approvers"]).await);
     }
 
     async fn what_a_program_asks_for_takes_two_people_none_of_them_its_owner(engine: Engine) {
@@ -553,6 +565,12 @@ on_both_engines! {
         let denied = deny(&bob.actor, &second).await.expect("refused");
         assert_eq!((&*denied.denied_by, &*denied.decide_reason), (bob.name(), "not so"));
         assert_eq!(server.events("change.denied").await.len(), 2);
+        // Who asks for those of others does not get their own instead.
+        let walt = ["scopes/accountd:grants.write", "scopes/accountd:keys.write"];
+        let walt = person(&server, "walt", &walt).await;
+        let own = pending(grant(&walt.actor, eve.name(), "scopes/accountd:keys.write").await);
+        assert_eq!(list(&walt.actor, "").await, std::slice::from_ref(&own));
+        assert_eq!(list(&walt.actor, &of_ann).await, Vec::<String>::new());
 
         let stale = pb::DenyChangeRequest {
             name: pending(grant(&ann.actor, eve.name(), "roles/operator").await),
@@ -716,7 +734,11 @@ on_both_engines! {
 
     async fn secrets_of_a_request_are_neither_shown_nor_stored_in_the_clear(engine: Engine) {
         let server = server(engine, &["ImportPassword"]).await;
-        let (ann, bob) = (operator(&server, "ann").await, operator(&server, "bob").await);
+        let mut apps = Vec::new();
+        for username in ["ann", "bob"] {
+            apps.push(approver(&server, username, &["roles/operator"]).await.1);
+        }
+        let ann = factors::enter(&server, "ann", &apps[0], 30).await;
         let user = pb::User {
             username: "eve".to_owned(),
             ..Default::default()
@@ -735,10 +757,12 @@ on_both_engines! {
             let mut db = call.db().read().await.expect("a connection");
             let change = store::changes::find(&mut db, id).await.expect("read").expect("there");
             let opened = app.keys.changes.open(id.0.as_bytes(), &change.request);
+            assert_eq!(change.fingerprint.is_empty(), change.end_time.is_some(), "what it could be guessed by");
             (change.request, opened.expect("opens"))
         };
         let has = |bytes: &[u8], part: &str| bytes.windows(part.len()).any(|it| it == part.as_bytes());
-        for is_denied in [true, false] {
+        for end in ["denied", "lapsed", "approved"] {
+            let (ann, bob) = (factors::enter(&server, "ann", &apps[0], 30).await, factors::enter(&server, "bob", &apps[1], 30).await);
             let name = pending(ann.actor.credentials().import_password(request.clone()).await);
             let change = get(&bob.actor, &name).await.expect("seen");
             assert_eq!(field(&change, "name"), eve.name);
@@ -746,15 +770,19 @@ on_both_engines! {
             let (sealed, opened) = stored(&name).await;
             assert!(!has(&sealed, hash) && !has(&sealed, &eve.name), "stored in the clear");
             assert!(has(&opened, hash) && has(&opened, &eve.name), "to be carried out");
-            if is_denied {
-                deny(&bob.actor, &name).await.expect("refused");
-            } else {
-                approve(&bob.actor, &name).await.expect("approved");
+            match end {
+                "denied" => drop(deny(&bob.actor, &name).await.expect(end)),
+                "approved" => drop(approve(&bob.actor, &name).await.expect(end)),
+                _ => {
+                    server.advance_s(86_400);
+                    jobs::sweep(app).await.expect(end);
+                }
             }
             // Nobody needs it any more.
             let (_, opened) = stored(&name).await;
-            assert!(!has(&opened, hash) && has(&opened, &eve.name), "kept");
-            assert_eq!(get(&bob.actor, &name).await.expect("seen").request, change.request);
+            assert!(!has(&opened, hash) && has(&opened, &eve.name), "kept: {end}");
+            let bob = factors::enter(&server, "bob", &apps[1], 30).await;
+            assert_eq!(get(&bob.actor, &name).await.expect(end).request, change.request);
         }
         assert_eq!(server.events("credential.password_imported").await.len(), 1);
     }
@@ -914,6 +942,26 @@ on_both_engines! {
             ..Default::default()
         };
         pending(ann.actor.system_accounts().resume_system_account(resume).await);
+        // Nor by a suspension that is over soon.
+        let sooner = pb::SuspendSystemAccountRequest {
+            name: robot.clone(),
+            until_time: Some(until(1)),
+            ..Default::default()
+        };
+        pending(ann.actor.system_accounts().suspend_system_account(sooner).await);
+        let suspend = async |until_time: Option<Timestamp>| {
+            let request = pb::SuspendUserRequest {
+                name: eve.name().to_owned(),
+                until_time,
+                ..Default::default()
+            };
+            ann.actor.users().suspend_user(request).await
+        };
+        suspend(Some(until(100))).await.expect("alone");
+        pending(suspend(Some(until(99))).await);
+        suspend(Some(until(101))).await.expect("for longer");
+        suspend(None).await.expect("for good");
+        pending(suspend(Some(until(1_000))).await);
         let delete = pb::DeleteSystemAccountRequest {
             name: robot.clone(),
             ..Default::default()
@@ -985,6 +1033,10 @@ on_both_engines! {
         // Whoever is `me` in a request is who asked.
         let request = grant_request("users/me", "scopes/accountd:events.read");
         let name = pending(bob.actor.grants().create_grant(request).await);
+        let scopes = ["changes.approve", "grants.write", "events.read"].map(|it| format!("scopes/accountd:{it}"));
+        let (frank, _) = approver(&server, "frank", &scopes.each_ref().map(String::as_str)).await;
+        // He could for himself.
+        assert_refused(approve(&frank.actor, &name).await, Reason::TargetOutranksCaller);
         approve(&carol.actor, &name).await.expect("approved");
         let of = async |name: &str| grants_of(&bob.actor, name, "scopes/accountd:events.read").await.len();
         assert_eq!((of(bob.name()).await, of(carol.name()).await), (1, 0));

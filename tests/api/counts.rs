@@ -9,7 +9,7 @@ use crate::{
     roles, scopes,
 };
 
-/// What is stored by the text in one column that stands for one row, and how each copy is to differ.
+/// Copies the row of a table that meets a condition so many times, with other values in the columns of `fresh`.
 async fn multiply(server: &Server, table: &str, row: &str, times: i64, fresh: &[(&str, &str)]) {
     let mut other = Other::new(server).await;
     let uuid = other.random_uuid();
@@ -62,7 +62,8 @@ on_both_engines! {
         groups::add(&operator, &another, &bob).await.expect("a membership of theirs");
 
         let sql = [("id", "{uuid}"), ("display_name", "'of no consequence'")];
-        multiply(&server, "groups", "display_name = 'another'", 100_000 - 201, &sql).await;
+        multiply(&server, "groups", "display_name = 'another'", 100_000 - 202, &sql).await;
+        groups::create(&operator, "the last").await;
         let request = pb::CreateGroupRequest::default();
         assert_refused(operator.groups().create_group(request).await, Reason::LimitReached);
 
@@ -76,7 +77,6 @@ on_both_engines! {
         assert_eq!(fields_of(outcome), ["role.scopes"]);
 
         let rule = elevations::entitlement(&ann, &[&bob]);
-        roles::create(&operator, roles::role("roles/more", &[])).await.expect_err("there are enough");
         let rule = pb::Entitlement { role: "roles/last".to_owned(), description: "one of many".to_owned(), ..rule };
         elevations::entitle(&operator, rule.clone()).await.expect("the first");
         multiply(&server, "entitlements", "description = 'one of many'", 9_998, &[("id", "{uuid}")]).await;

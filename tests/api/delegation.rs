@@ -357,8 +357,33 @@ on_both_engines! {
             ..Default::default()
         };
         operator.groups().add_group_member(add(at(10), at(20))).await.expect("added");
-        let mona = &stage.mona.actor;
-        let seen = async || mona.get_user(&stage.zoe).await.is_ok();
+        grant_for(operator, stage.mona.name(), "scopes/accountd:groups.read", &stage.crew).await.expect("granted");
+        let mona = server.sign_in("mona").await;
+        let mona = &mona.actor;
+        let seen = async || {
+            let seen = mona.get_user(&stage.zoe).await.is_ok();
+            let is_zoe = format!("member = \"{}\"", stage.zoe);
+            for filter in ["", &is_zoe] {
+                let request = pb::ListGroupMembersRequest {
+                    parent: stage.crew.clone(),
+                    filter: filter.to_owned(),
+                    ..Default::default()
+                };
+                let members = mona.groups().list_group_members(request.clone()).await.expect("hers").into_inner().members;
+                assert_eq!(members.iter().any(|it| it.member == stage.zoe), seen, "{filter}");
+                let all = operator.groups().list_group_members(request).await.expect("listed").into_inner().members;
+                assert!(all.iter().any(|it| it.member == stage.zoe), "who sees all sees what is over");
+            }
+            let request = pb::ListGroupsRequest {
+                filter: is_zoe,
+                ..Default::default()
+            };
+            let groups = mona.groups().list_groups(request).await.expect("listed").into_inner().groups;
+            assert_eq!(groups.iter().any(|it| it.name == stage.crew), seen);
+            assert_eq!(lookup(mona, "zoe").await.is_ok(), seen);
+            assert_eq!(batch(mona, &[&stage.eve, &stage.zoe]).await.is_ok(), seen);
+            seen
+        };
         assert!(!seen().await);
         server.advance_s(10);
         assert!(seen().await);
@@ -366,8 +391,17 @@ on_both_engines! {
         server.advance_s(10);
         assert!(!seen().await);
         assert_eq!(listed(mona, "").await.len(), 2);
-        groups::remove(operator, &stage.crew, &stage.inner).await.expect("removed");
+        // So it does for who is in a group in it.
+        lookup(mona, "dan").await.expect("in reach");
+        let ending = pb::AddGroupMemberRequest {
+            member: stage.inner.clone(),
+            ..add(None, at(10))
+        };
+        operator.groups().add_group_member(ending).await.expect("for less long");
+        server.advance_s(10);
         assert_refused(mona.get_user(&stage.dan).await, Reason::ScopeMissing);
+        assert_refused(lookup(mona, "dan").await, Reason::NotFound);
+        assert_refused(batch(mona, &[&stage.dan]).await, Reason::NotFound);
         assert_eq!(listed(mona, "").await, std::slice::from_ref(&stage.eve));
     }
 

@@ -689,6 +689,17 @@ on_both_engines! {
         server.grant(chief.name(), "roles/operator").await;
         let clerk = server.system_account(&["scopes/accountd:elevations.write", KEEPER]).await;
         entitle(&clerk, entitlement(ann.name(), &[bob.name()])).await.expect("nobody greater");
+        // Who has a role for a while shortens what was given by who has it for good.
+        let (brief, secret) = server.create_system_account(&["scopes/accountd:elevations.write"]).await;
+        let mut lent = grant_request(&brief.name, KEEPER);
+        lent.grant.as_mut().expect("set").expire_time = Some(at(&server, 60));
+        operator.grants().create_grant(lent).await.expect("granted");
+        let brief = server.client(&brief.uid, &secret).await;
+        let for_good = entitle(&operator, entitlement(ann.name(), &[bob.name()])).await.expect("entitled");
+        let until = |seconds| pb::Entitlement { expire_time: Some(at(&server, seconds)), ..for_good.clone() };
+        let mut shorter = update(&brief, until(90), &["expire_time"]).await.expect("less than before");
+        shorter.expire_time = Some(at(&server, 91));
+        assert_eq!(fields_of(update(&brief, shorter, &["expire_time"]).await), ["entitlement.expire_time"]);
         for outcome in [
             entitle(&clerk, entitlement(chief.name(), &[bob.name()])).await,
             entitle(&clerk, entitlement(ann.name(), &[chief.name()])).await,

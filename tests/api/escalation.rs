@@ -3,10 +3,13 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use accountd::{domain::error::Reason, grpc::pb, jobs};
+use pb::credential::{ClientSecret, Detail};
+use prost_types::FieldMask;
 use tokio::task::JoinSet;
 
 use crate::{
-    credentials::{redeem, reset_code},
+    contacts,
+    credentials::{self, redeem, reset_code},
     elevations,
     harness::{
         Actor, Engine, Refusal as _, Server, assert_refused, fields_of, grant_request,
@@ -179,6 +182,84 @@ on_both_engines! {
         assert_eq!(fields_of(scopes::update(&borrower, own.clone(), &["grantable_by"]).await), ["scope.grantable_by"]);
         let new = pb::Scope { name: "scopes/bank:new".to_owned(), ..own };
         assert_eq!(fields_of(scopes::create(&borrower, new).await), ["scope.grantable_by"]);
+        // Nor that a scope need not be earned any more.
+        let secret = pb::Scope { sensitive: true, ..scopes::scope("scopes/bank:audit") };
+        scopes::update(&borrower, secret.clone(), &["sensitive"]).await.expect("more is asked for");
+        let open = pb::Scope { sensitive: false, ..secret };
+        assert_eq!(fields_of(scopes::update(&borrower, open.clone(), &["sensitive"]).await), ["scope.grantable_by"]);
+        scopes::update(&operator, open, &["sensitive"]).await.expect("by who maintains it for good");
+    }
+
+    async fn nobody_makes_a_lasting_way_into_what_they_hold_for_a_while(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        let (account, secret) = server.create_system_account(&[]).await;
+        let at = |seconds: i64| prost_types::Timestamp { seconds: server.now().seconds() + seconds, nanos: 0 };
+        let mut request = grant_request(&account.name, "roles/operator");
+        request.grant.as_mut().expect("set").expire_time = Some(at(60));
+        let lent = operator.grants().create_grant(request).await.expect("for a minute").into_inner();
+        let borrower = server.client(&account.uid, &secret).await;
+        let (robot, _) = server.create_system_account(&["scopes/accountd:keys.write"]).await;
+        let (lesser, _) = server.create_system_account(&[]).await;
+        let manager = server.user("mona").await;
+        server.grant(&manager.name, "roles/user-manager").await;
+        let make = |parent: &str, expire_time: Option<prost_types::Timestamp>| {
+            let request = pb::CreateCredentialRequest {
+                parent: parent.to_owned(),
+                credential: Some(pb::Credential {
+                    detail: Some(Detail::ClientSecret(ClientSecret::default())),
+                    expire_time,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let borrower = borrower.clone();
+            async move { borrower.credentials().create_credential(request).await }
+        };
+        make(&lesser.name, None).await.expect("that may do nothing here");
+        for end in [None, Some(at(61))] {
+            assert_refused(make(&robot.name, end).await, Reason::TargetOutranksCaller);
+        }
+        let brief = make(&robot.name, Some(at(60))).await.expect("for as long").into_inner();
+        let brief = brief.credential.expect("set");
+        let longer = pb::UpdateCredentialRequest {
+            credential: Some(pb::Credential { expire_time: Some(at(61)), ..brief }),
+            update_mask: Some(FieldMask { paths: vec!["expire_time".to_owned()] }),
+            ..Default::default()
+        };
+        let outcome = borrower.credentials().update_credential(longer.clone()).await;
+        assert_refused(outcome, Reason::TargetOutranksCaller);
+        let lasting = operator.create_secret(&robot.name).await.expect("by who holds it for good");
+        let rotate = pb::RotateCredentialRequest {
+            name: lasting.credential.expect("set").name,
+            ..Default::default()
+        };
+        let outcome = borrower.credentials().rotate_credential(rotate).await;
+        assert_refused(outcome, Reason::TargetOutranksCaller);
+        // Into people's accounts every way lasts.
+        assert_refused(credentials::reset_code(&borrower, &manager.name).await, Reason::TargetOutranksCaller);
+        let import = pb::ImportPasswordRequest {
+            name: manager.name.clone(),
+            password_hash: credentials::BCRYPT.to_owned(),
+            ..Default::default()
+        };
+        let outcome = borrower.credentials().import_password(import).await;
+        assert_refused(outcome, Reason::TargetOutranksCaller);
+        let known = contacts::email("mona@example.com", &[]);
+        assert_refused(borrower.create_contact(&manager.name, known).await, Reason::TargetOutranksCaller);
+        credentials::reset_code(&borrower, &server.user("eve").await.name).await.expect("who may do nothing here");
+
+        // Who may ask for it at any time has it; what was taken away is had no more, whatever a token says.
+        let rule = elevations::entitlement(&account.name, &[]);
+        let rule = pb::Entitlement { role: "roles/operator".to_owned(), ..rule };
+        let rule = elevations::entitle(&operator, rule).await.expect("entitled");
+        operator.credentials().update_credential(longer).await.expect("by who holds it for good");
+        make(&robot.name, None).await.expect("it could ask for that");
+        elevations::delete(&operator, &rule.name).await.expect("not any more");
+        assert_refused(make(&robot.name, None).await, Reason::TargetOutranksCaller);
+        let request = pb::DeleteGrantRequest { name: lent.name, ..Default::default() };
+        operator.grants().delete_grant(request).await.expect("taken back");
+        assert_refused(make(&robot.name, Some(at(1))).await, Reason::TargetOutranksCaller);
     }
 
     async fn nobody_is_born_as_somebody_who_is_gone(engine: Engine) {

@@ -399,6 +399,9 @@ on_both_engines! {
         let bob = server.user("bob").await.name;
         assert_eq!(fields_of(add(&brief, &readers, &bob).await), ["expire_time"]);
         add_for(&brief, &readers, &bob, (None, Some(end))).await.expect("for as long");
+        // What somebody has already may be given them for less long, be it for longer than one has it oneself.
+        add_for(&brief, &readers, &ann, (None, Some(end + 60))).await.expect("it was for good");
+        assert_eq!(fields_of(add_for(&brief, &readers, &ann, (None, Some(end + 61))).await), ["expire_time"]);
         // Nobody puts somebody greater anywhere.
         let boss = server.user("boss").await.name;
         server.grant(&boss, "roles/operator").await;

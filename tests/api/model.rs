@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use accountd::grpc::pb;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     elevations, groups,
@@ -14,7 +14,7 @@ use crate::{
     roles,
 };
 
-const STEPS: usize = 10_000;
+const STEPS: usize = 12_500;
 const ACCOUNTS: usize = 6;
 const GROUPS: usize = 6;
 const ROLES: usize = 4;
@@ -865,6 +865,13 @@ on_both_engines! {
             let counts = done.entry(kind).or_default();
             if outcome.is_ok() { counts.0 += 1 } else { counts.1 += 1 }
             let is_done = outcome.is_ok();
+            if let Err(status) = &outcome {
+                let is_refusal = !matches!(
+                    status.code(),
+                    Code::Internal | Code::Unknown | Code::Aborted | Code::Unavailable | Code::Unauthenticated
+                );
+                assert!(is_refusal, "{said}: {status:?}");
+            }
             last.push_back(format!("{number}: {said}: {}", outcome.outcome()));
             if last.len() > 12 { last.pop_front(); }
             assert_eq!(is_done, expected, "{last:#?}");
@@ -876,6 +883,9 @@ on_both_engines! {
             }
         }
         stage.compare().await;
+        let of = |kind: &str| done.get(kind).map_or(0, |counts| counts.0 + counts.1);
+        let administrative = STEPS - ["looks", "lists", "goes"].map(of).iter().sum::<usize>();
+        assert!(administrative >= 10_000, "{done:?}");
         for kind in [
             "gives", "takes", "puts", "turns", "entitles", "asks", "approves", "ends", "looks", "lists",
         ] {
