@@ -173,9 +173,8 @@ impl Call {
     }
 
     /// Says that the call may let somebody into a person's account, which lasts: refuses who has what that holds for a
-    /// while only. If that is somebody else's and holds what nobody
-    /// is given alone, this is not done alone either: who could get in could agree with themselves. Refuses where the
-    /// call cannot wait.
+    /// while only. If it is somebody else's and holds what nobody is given alone, this is not done alone either: who
+    /// could get in could agree with themselves. Refuses where the call cannot wait.
     pub async fn opens(&self, db: &mut Read, account: AccountId) -> Result<()> {
         let is_own = self.caller.account() == Some(account);
         if is_own || matches!(account, AccountId::System(_)) {

@@ -49,8 +49,8 @@ impl Call {
     }
 
     /// Refuses a caller who would let somebody, be it themselves, into an account until then that has this power, and
-    /// has it for a shorter time, or, by a token that is older than what was taken from them, not any more. What they
-    /// may ask for they have.
+    /// has it for a shorter time, or, by a token that is older than what was taken from them, not any more. Of what
+    /// the account may only ask for it is enough to be able to ask for it, too.
     pub(super) async fn require_lasting(
         &self,
         db: &mut Read,
@@ -64,7 +64,8 @@ impl Call {
         if power.is_empty() {
             return Ok(());
         }
-        let mut had = self.granter(db).await?.held;
+        let held = self.granter(db).await?.held;
+        let mut had = held.clone();
         for entitlement in entitlements::of_principal(db, own.into(), self.now).await? {
             let end = entitlement.expire_time.unwrap_or(Timestamp::MAX);
             for scope in roles::find(db, &entitlement.role).await?.scopes {
@@ -72,7 +73,10 @@ impl Call {
                 *known = end.max(*known);
             }
         }
+        let holdings = grants::holdings(db, account.into(), Some(OWN_AUDIENCE), self.now).await?;
+        let granted = holdings.prospective(self.now);
         for name in power {
+            let had = if granted.contains(name) { &held } else { &had };
             let wider = had.iter().filter(|(held, _)| held.covers(name));
             let end = wider.map(|(_, end)| *end).max();
             if end.is_none_or(|end| end < until.unwrap_or(Timestamp::MAX)) {

@@ -334,6 +334,54 @@ on_both_engines! {
             let mona = mona.clone();
             async move { mona.groups().list_group_members(request).await }
         };
+        // A page token is good for one caller here as well, and for what that may see.
+        let page = async |by: &Actor, page_token: &str| {
+            let request = pb::ListGroupsRequest {
+                page_size: 1,
+                page_token: page_token.to_owned(),
+                ..Default::default()
+            };
+            Ok::<_, Status>(by.groups().list_groups(request).await?.into_inner().next_page_token)
+        };
+        let programs = async |by: &Actor, page_token: &str| {
+            let request = pb::ListSystemAccountsRequest {
+                page_size: 1,
+                page_token: page_token.to_owned(),
+                ..Default::default()
+            };
+            let page = by.system_accounts().list_system_accounts(request).await?;
+            Ok::<_, Status>(page.into_inner().next_page_token)
+        };
+        groups::add(operator, &stage.crew, &server.create_system_account(&[]).await.0.name).await.expect("added");
+        let (of_groups, of_programs) = (page(mona, "").await.expect("a page"), programs(mona, "").await.expect("a page"));
+        for (by, foreign) in [(operator, mona), (mona, operator)] {
+            let foreign_groups = page(foreign, "").await.expect("a page");
+            assert_refused(page(by, &foreign_groups).await, Reason::InvalidPageToken);
+            let foreign_programs = programs(foreign, "").await.expect("a page");
+            assert_refused(programs(by, &foreign_programs).await, Reason::InvalidPageToken);
+        }
+        page(mona, &of_groups).await.expect("hers");
+        programs(mona, &of_programs).await.expect("hers");
+        for permission in ["scopes/accountd:groups.read", "scopes/accountd:system_accounts.read"] {
+            grant_for(operator, stage.mona.name(), permission, &stage.other).await.expect("granted");
+        }
+        let wider = server.sign_in("mona").await;
+        assert_refused(page(&wider.actor, &of_groups).await, Reason::InvalidPageToken);
+        assert_refused(programs(&wider.actor, &of_programs).await, Reason::InvalidPageToken);
+
+        // Nor is there anything of those who are out of reach.
+        for (name, expected) in [(&stage.eve, "OK"), (&stage.zoe, "PERMISSION_DENIED SCOPE_MISSING")] {
+            let parent = name.clone();
+            let contacts = pb::ListContactsRequest { parent: parent.clone(), ..Default::default() };
+            let sessions = pb::ListSessionsRequest { parent: parent.clone(), ..Default::default() };
+            let credentials = pb::ListCredentialsRequest { parent: parent.clone(), ..Default::default() };
+            let outcomes = [
+                mona.contacts().list_contacts(contacts).await.outcome(),
+                mona.sessions().list_sessions(sessions).await.outcome(),
+                mona.credentials().list_credentials(credentials).await.outcome(),
+            ];
+            assert_eq!(outcomes, [expected; 3].map(str::to_owned), "{name}");
+        }
         members(&stage.inner).await.expect("in reach");
         assert_refused(members(&stage.other).await, Reason::ScopeMissing);
         assert_refused(members("groups/0190f0c0-0000-7000-8000-000000000001").await, Reason::ScopeMissing);

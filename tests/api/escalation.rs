@@ -249,14 +249,22 @@ on_both_engines! {
         assert_refused(borrower.create_contact(&manager.name, known).await, Reason::TargetOutranksCaller);
         credentials::reset_code(&borrower, &server.user("eve").await.name).await.expect("who may do nothing here");
 
-        // Who may ask for it at any time has it; what was taken away is had no more, whatever a token says.
-        let rule = elevations::entitlement(&account.name, &[]);
-        let rule = pb::Entitlement { role: "roles/operator".to_owned(), ..rule };
-        let rule = elevations::entitle(&operator, rule).await.expect("entitled");
-        operator.credentials().update_credential(longer).await.expect("by who holds it for good");
-        make(&robot.name, None).await.expect("it could ask for that");
-        elevations::delete(&operator, &rule.name).await.expect("not any more");
+        // Of what somebody may only ask for it is enough to be able to ask, too; but that is not to hold it.
+        let bob = server.user("bob").await.name;
+        let entitle = async |principal: &str| {
+            let rule = elevations::entitlement(principal, &[]);
+            let rule = pb::Entitlement { role: "roles/operator".to_owned(), ..rule };
+            elevations::entitle(&operator, rule).await.expect("entitled")
+        };
+        entitle(&bob).await;
+        assert_refused(credentials::reset_code(&borrower, &bob).await, Reason::TargetOutranksCaller);
+        let own = entitle(&account.name).await;
+        credentials::reset_code(&borrower, &bob).await.expect("could ask for as much");
         assert_refused(make(&robot.name, None).await, Reason::TargetOutranksCaller);
+        elevations::delete(&operator, &own.name).await.expect("not any more");
+        assert_refused(credentials::reset_code(&borrower, &bob).await, Reason::TargetOutranksCaller);
+        // What was taken away is had no more, whatever a token says.
+        operator.credentials().update_credential(longer).await.expect("by who holds it for good");
         let request = pb::DeleteGrantRequest { name: lent.name, ..Default::default() };
         operator.grants().delete_grant(request).await.expect("taken back");
         assert_refused(make(&robot.name, Some(at(1))).await, Reason::TargetOutranksCaller);

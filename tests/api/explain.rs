@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::{
     groups,
-    harness::{Actor, Engine, assert_refused, fields_of, grant_request, on_both_engines},
+    harness::{Actor, Engine, Server, assert_refused, fields_of, grant_request, on_both_engines},
     roles,
     scopes::{self, scope, sign_in},
 };
@@ -78,6 +78,28 @@ fn until(
     let grant = request.grant.as_mut().expect("set");
     (grant.start_time, grant.expire_time) = (start.map(time), end.map(time));
     request
+}
+
+/// A token of all that a program has for an audience.
+async fn ask(
+    server: &Server,
+    client_id: &str,
+    client_secret: &str,
+    audience: &str,
+) -> Result<pb::TokenSet, Status> {
+    let request = pb::IssueTokenRequest {
+        client_id: client_id.to_owned(),
+        client_secret: client_secret.to_owned(),
+        audience: audience.to_owned(),
+        ..Default::default()
+    };
+    let tokens = server
+        .anonymous()
+        .await
+        .tokens()
+        .issue_token(request)
+        .await?;
+    Ok(tokens.into_inner())
 }
 
 on_both_engines! {
@@ -198,7 +220,7 @@ on_both_engines! {
         operator.credentials().update_credential(request).await.expect("limited");
         let issue = pb::IssueTokenRequest {
             client_id: robot.uid.clone(),
-            client_secret: secret,
+            client_secret: secret.clone(),
             audience: "shop".to_owned(),
             scopes: all.map(str::to_owned).to_vec(),
             ..Default::default()
@@ -211,6 +233,9 @@ on_both_engines! {
         for (name, why) in answered {
             let refused = tokens.refusals.iter().find(|it| it.scope == name);
             assert_eq!(refused.map_or(Why::Unspecified, pb::ScopeRefusal::reason), why, "{name}");
+            let explained = explain(&operator, &robot.name, &format!("scopes/shop:{name}"), &credential).await;
+            let decision = explained.expect(&name).decision.expect("set");
+            assert_eq!((decision.allowed, decision.refusal()), (why == Why::Unspecified, why), "{name}");
         }
         // Without saying by what, only the account limits it.
         let answered = check(&operator, &robot.name, "shop", &all, "").await.expect("checked");
@@ -221,6 +246,32 @@ on_both_engines! {
         server.grant(&robot.name, "roles/auditor").await;
         let elsewhere = check(&operator, &robot.name, "", &["users.read"], "").await.expect("checked");
         assert_eq!(elsewhere, [("users.read".to_owned(), Why::Audience)]);
+        let why = async |scope: &str, proof: &str| {
+            let explained = explain(&operator, &robot.name, scope, proof).await.expect(scope);
+            explained.decision.expect("set").refusal()
+        };
+        assert_eq!(why("scopes/accountd:users.read", "").await, Why::Audience);
+        assert_refused(ask(&server, &robot.uid, &secret, "").await, Reason::InvalidField);
+        let in_both = "scopes/shop:in-both";
+        assert_eq!(why(in_both, &credential).await, Why::Unspecified);
+        let suspend = pb::SuspendSystemAccountRequest { name: robot.name.clone(), ..Default::default() };
+        operator.system_accounts().suspend_system_account(suspend).await.expect("suspended");
+        assert_eq!(why(in_both, &credential).await, Why::AccountState);
+        assert_refused(ask(&server, &robot.uid, &secret, "shop").await, Reason::InvalidCredentials);
+        let resume = pb::ResumeSystemAccountRequest { name: robot.name.clone(), ..Default::default() };
+        operator.system_accounts().resume_system_account(resume).await.expect("resumed");
+        server.advance_s(1);
+        assert_eq!(ask(&server, &robot.uid, &secret, "shop").await.expect("a token").scopes, ["in-both"]);
+        let ending = pb::Credential {
+            name: credential.clone(),
+            expire_time: Some(Timestamp { seconds: server.now().seconds() + 5, nanos: 0 }),
+            ..Default::default()
+        };
+        let request = pb::UpdateCredentialRequest { credential: Some(ending), ..Default::default() };
+        operator.credentials().update_credential(request).await.expect("for less long");
+        server.advance_s(5);
+        assert_eq!(why(in_both, &credential).await, Why::ProofEnded);
+        assert_refused(ask(&server, &robot.uid, &secret, "shop").await, Reason::InvalidCredentials);
     }
 
     async fn what_is_wrong_with_a_question_is_named(engine: Engine) {
