@@ -503,12 +503,16 @@ impl Stage {
             Who::Account(_) => true,
         };
         let whole = self.model.may(by, "groups.write");
+        // Who leaves somebody what they have, or less, gives nothing.
+        let known = self.model.members.get(&(group, member)).copied();
+        let is_less = known.is_some_and(|known| known > self.model.now && known >= end);
+        let given_until = if is_less { self.model.now } else { end };
         let expected = self.model.may_to(by, "groups.write", Who::Group(group))
             && (whole || self.model.has_in_hand(by, "groups.write", member))
             && self
                 .model
-                .may_give(by, &self.model.power(Who::Group(group)), end)
-            && self.model.may_expose(by, group, member, end)
+                .may_give(by, &self.model.power(Who::Group(group)), given_until)
+            && self.model.may_expose(by, group, member, given_until)
             && self.model.outranks(by, member)
             && fits;
         let until = time(end).map(|time| time.seconds);
