@@ -193,5 +193,6 @@ fn grant(id: GrantId, group: GroupId, permission: Permission) -> Grant {
         create_time: NOW,
         window: Window::default(),
         elevation: None,
+        needs_step_up: false,
     }
 }

@@ -352,6 +352,7 @@ impl Bootstrap {
             create_time: now,
             window: Window::default(),
             elevation: None,
+            needs_step_up: false,
         };
         Self {
             account,

@@ -134,6 +134,8 @@ pub struct Change {
     pub next_time: Option<Timestamp>,
     /// Of two who have to agree, the resource name of the first.
     pub first_approver: String,
+    /// The token that the first of two has agreed with.
+    pub first_claims: Option<Claims>,
     /// The resource name of whoever carried it out by agreeing, or refused it or took it back.
     pub decided_by: String,
     pub decide_reason: String,
@@ -182,12 +184,13 @@ impl Change {
 
     /// Whether one more who agrees is enough.
     pub fn is_last_approval(&self) -> bool {
-        self.approvals_required() == 1 || !self.first_approver.is_empty()
+        self.approvals_required() == 1 || self.first_claims.is_some()
     }
 
     /// Somebody agrees: of two the first; it waits on.
-    pub fn approve_first(&mut self, by: String, reason: String) {
-        self.first_approver = by;
+    pub fn approve_first(&mut self, by: Claims, reason: String) {
+        self.first_approver = by.account_id().to_string();
+        self.first_claims = Some(by);
         self.decide_reason = reason;
         self.revision += 1;
     }

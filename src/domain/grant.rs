@@ -33,6 +33,8 @@ pub struct Grant {
     pub window: Window,
     /// What it came about by, if somebody was elevated.
     pub elevation: Option<ElevationId>,
+    /// Whether it counts for those only who have shown two factors, or a key of their own.
+    pub needs_step_up: bool,
 }
 
 /// What is granted.
@@ -97,16 +99,38 @@ pub struct Holdings {
     pub of_roles: BTreeMap<String, Cow<'static, BTreeSet<ScopeName>>>,
 }
 
+/// What whoever has power over a principal has, too.
+#[derive(Clone, Debug)]
+pub struct Power {
+    /// What it holds, or is going to.
+    pub granted: BTreeSet<ScopeName>,
+    /// What it may ask for, or let others have.
+    pub lent: BTreeSet<ScopeName>,
+}
+
+impl Power {
+    pub fn scopes(&self) -> impl Iterator<Item = &ScopeName> {
+        self.granted.union(&self.lent)
+    }
+}
+
 /// What a principal holds of one audience now: each scope, and by what.
 pub type Held = BTreeMap<String, Source>;
 
-/// Of the grants of a scope, the one that lasts longest.
+/// Of the grants of a scope, one that needs no step-up, if there is any; and of these the one that lasts longest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
+    pub needs_step_up: bool,
     /// When it ends for the principal; [`Timestamp::MAX`] if never.
     pub end_time: Timestamp,
     /// The name of the role or scope that was granted.
     pub permission: String,
+}
+
+impl Source {
+    const fn rank(&self) -> (bool, Timestamp) {
+        (!self.needs_step_up, self.end_time)
+    }
 }
 
 /// A grant that is in effect for a principal.
@@ -185,16 +209,14 @@ impl Holdings {
                 .scopes(grant)
                 .filter(|scope| scope.audience == audience)
             {
+                let source = Source {
+                    needs_step_up: grant.needs_step_up,
+                    end_time,
+                    permission: grant.permission.name(),
+                };
                 let known = held.get(&scope.scope);
-                if known.is_none_or(|known| known.end_time < end_time) {
-                    let permission = grant.permission.name();
-                    held.insert(
-                        scope.into_owned().scope,
-                        Source {
-                            end_time,
-                            permission,
-                        },
-                    );
+                if known.is_none_or(|known| known.rank() < source.rank()) {
+                    held.insert(scope.into_owned().scope, source);
                 }
             }
         }
@@ -303,7 +325,7 @@ pub fn limited<'a>(scope: &'a ScopeName, resource: &str) -> Option<Cow<'a, Scope
     may_be.then(|| Cow::Owned(scope.limited_to(resource)))
 }
 
-/// By what somebody has a scope, be it a wider one: the grant that lasts longest.
+/// By what somebody has a scope, be it a wider one.
 pub fn source<'a>(held: &'a Held, scope: &str) -> Option<&'a Source> {
     let (base, resource) = scope::split(scope);
     let limited = resource.into_iter().flat_map(|_| {
@@ -313,7 +335,7 @@ pub fn source<'a>(held: &'a Held, scope: &str) -> Option<&'a Source> {
             .map(|(_, source)| source)
     });
     let all = held.get(base).into_iter().chain(limited);
-    all.max_by_key(|source| source.end_time)
+    all.max_by_key(|source| source.rank())
 }
 
 #[cfg(test)]
@@ -345,6 +367,7 @@ mod tests {
                 end: end.map(|s| NOW.plus_s(s)),
             },
             elevation: None,
+            needs_step_up: false,
         }
     }
 
@@ -411,6 +434,24 @@ mod tests {
         let prospective = holdings.prospective(NOW);
         assert!(prospective.contains(&Cow::Owned(ScopeName::own("keys.write"))));
         assert!(!prospective.contains(&Cow::Owned(ScopeName::own("keys.read"))));
+    }
+
+    #[test]
+    fn what_needs_no_step_up_comes_first() {
+        let of =
+            |grants: [Grant; 2]| holdings(grants).held(OWN_AUDIENCE, NOW)["users.read"].clone();
+        let plain = || grant("scopes/accountd:users.read", None, Some(5));
+        let strict = || Grant {
+            needs_step_up: true,
+            ..grant("scopes/accountd:users.read", None, None)
+        };
+        for source in [of([plain(), strict()]), of([strict(), plain()])] {
+            assert_eq!(
+                (source.needs_step_up, source.end_time),
+                (false, NOW.plus_s(5))
+            );
+        }
+        assert!(of([strict(), strict()]).needs_step_up);
     }
 
     #[test]

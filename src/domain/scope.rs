@@ -130,6 +130,12 @@ pub fn is_within(scope: &str, ceiling: &[String]) -> bool {
     ceiling.is_empty() || ceiling.iter().any(|above| covers(above, scope))
 }
 
+/// Whether one list that limits lets through something that another does not.
+pub fn is_wider(ceiling: &[String], than: &[String]) -> bool {
+    let is_above = |scope: &String| !is_within(scope, than);
+    !than.is_empty() && (ceiling.is_empty() || ceiling.iter().any(is_above))
+}
+
 /// A scope as requests may write it (RFC 6749 section 3.3): visible characters without `"` and `\`, 1 to 128 of
 /// them, with an `@` and the resource that it is for 1 to 128 more.
 pub fn parse(text: &str) -> Result<String, String> {
@@ -276,6 +282,27 @@ pub fn built_in() -> &'static [&'static str] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_ceiling_is_wider_than_another() {
+        let list = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        for (ceiling, than, expected) in [
+            ("a", "a b", false),
+            ("a@x", "a", false),
+            ("", "", false),
+            ("a", "", false),
+            ("", "a", true),
+            ("a c", "a b", true),
+            ("a", "a@x", true),
+        ] {
+            let found = is_wider(&list(ceiling), &list(than));
+            assert_eq!(found, expected, "{ceiling:?} {than:?}");
+        }
+    }
 
     #[test]
     fn a_scope_has_one_name() {

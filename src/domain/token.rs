@@ -271,18 +271,19 @@ impl Grounds<'_> {
 
     /// Why a scope is not given, if it is not: the first of the reasons.
     pub fn refusal(&self, scope: &str) -> Option<Refusal> {
-        if grant::source(self.granted, scope).is_none() {
+        let Some(source) = grant::source(self.granted, scope) else {
             return Some(Refusal::NotGranted);
-        }
+        };
         if self.bar.is_some() {
             return self.bar;
         }
         let above = |(_, ceiling): &&Ceiling<'_>| !scope::is_within(scope, ceiling);
         match self.ceilings.iter().find(above) {
             Some((refusal, _)) => Some(*refusal),
-            None => self
-                .shortfall
-                .filter(|_| self.sensitive.contains(scope::split(scope).0)),
+            None => self.shortfall.filter(|it| {
+                let is_sensitive = self.sensitive.contains(scope::split(scope).0);
+                is_sensitive || source.needs_step_up && *it != Refusal::NeedsFreshSignIn
+            }),
         }
     }
 }
@@ -316,6 +317,7 @@ mod tests {
     /// Scopes that are held for good.
     fn held(list: &str) -> Held {
         let source = |scope: &String| Source {
+            needs_step_up: false,
             end_time: Timestamp::MAX,
             permission: format!("scopes/shop:{scope}"),
         };
@@ -429,6 +431,28 @@ mod tests {
         assert_eq!(of(&late, false), Some(Refusal::NeedsFreshSignIn));
         assert_eq!(of(&program, true), Some(Refusal::NeedsOwnKey));
         assert_eq!(of(&program, false), None);
+    }
+
+    #[test]
+    fn what_needs_a_step_up_needs_no_fresh_one() {
+        let mut granted = held("a b");
+        granted.get_mut("b").expect("held").needs_step_up = true;
+        let refused = |shortfall| {
+            let grounds = Grounds {
+                requested: &[],
+                granted: &granted,
+                sensitive: &BTreeSet::new(),
+                shortfall: Some(shortfall),
+                bar: None,
+                ceilings: &[],
+                ends: &[],
+            };
+            Vec::from_iter(grounds.decide(NOW, 60).refused)
+        };
+        for shortfall in [Refusal::NeedsSecondFactor, Refusal::NeedsOwnKey] {
+            assert_eq!(refused(shortfall), [("b".to_owned(), shortfall)]);
+        }
+        assert_eq!(refused(Refusal::NeedsFreshSignIn), []);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Call {
         let policy = context.policy;
         let commission: Option<Arc<Commission>> = extensions.get().cloned();
         let is_dry =
-            |it: &Arc<Commission>| it.purpose == Purpose::Rehearsal || it.approver.validate_only;
+            |it: &Arc<Commission>| it.purpose != Purpose::Execution || it.approver.validate_only;
         let mut call = Self {
             rpc: policy.rpc,
             address: context.address,
@@ -213,6 +213,27 @@ impl Call {
     /// Refuses whoever has not just shown, to accountd alone, what nobody else has: a person two factors, not longer
     /// ago than `max_age_s`; a program a key of its own.
     pub async fn require_own_proof(&self, db: &mut Read, max_age_s: i64) -> Result<()> {
+        match self.shortfall(db, max_age_s).await? {
+            None => Ok(()),
+            Some(Refusal::NeedsOwnKey) => {
+                let text = "has come with a secret that accountd knows, too";
+                let reason = Reason::CredentialKindNotAllowed;
+                Err(Error::precondition(reason, self.by(), text))
+            }
+            Some(_) => Err(Error::Insufficient(Demand {
+                assurance: Assurance::Aal2,
+                max_age_s: Some(max_age_s),
+            })),
+        }
+    }
+
+    /// The same, however long ago, as an answer.
+    pub async fn has_own_proof(&self, db: &mut Read) -> Result<bool> {
+        let shortfall = self.shortfall(db, 0).await?;
+        Ok(shortfall.is_none_or(|it| it == Refusal::NeedsFreshSignIn))
+    }
+
+    async fn shortfall(&self, db: &mut Read, max_age_s: i64) -> Result<Option<Refusal>> {
         let Some(claims) = &self.claims else {
             return Err(Error::Unauthenticated(Reason::TokenMissing));
         };
@@ -226,19 +247,8 @@ impl Call {
         let is_shared = credential
             .as_ref()
             .is_some_and(|it| it.kind.is_shared_secret());
-        match token::shortfall(&claims.account, is_shared, max_age_s, self.now) {
-            None => Ok(()),
-            Some(Refusal::NeedsOwnKey) => {
-                let name = claims.account_id().to_string();
-                let text = "has come with a secret that accountd knows, too";
-                let reason = Reason::CredentialKindNotAllowed;
-                Err(Error::precondition(reason, name, text))
-            }
-            Some(_) => Err(Error::Insufficient(Demand {
-                assurance: Assurance::Aal2,
-                max_age_s: Some(max_age_s),
-            })),
-        }
+        let account = &claims.account;
+        Ok(token::shortfall(account, is_shared, max_age_s, self.now))
     }
 
     /// accountd's own work, in its own name.
@@ -588,10 +598,10 @@ impl<T: Inbound> Knock<T> {
             message,
             commission,
         } = self;
-        // Whoever asked for a change has shown it then.
-        let is_execution = |it: &Arc<Commission>| it.purpose == Purpose::Execution;
+        // Whoever asked for a change, or agreed first, has shown it then.
+        let is_of_now = |it: &Arc<Commission>| it.purpose == Purpose::Rehearsal;
         if let Some(demand) = policy.demand
-            && !commission.as_ref().is_some_and(is_execution)
+            && commission.as_ref().is_none_or(is_of_now)
         {
             call.require_assurance(demand).await?;
         }
@@ -612,8 +622,8 @@ impl<T: Inbound> Knock<T> {
                 call.consent = Consent::of_request(encoded, fingerprint, is_marked);
             }
         }
-        let is_rehearsal = |it: &Arc<Commission>| it.purpose == Purpose::Rehearsal;
-        if commission.as_ref().is_some_and(is_rehearsal) {
+        let is_of_proposer = |it: &Arc<Commission>| it.purpose == Purpose::Execution;
+        if !commission.as_ref().is_none_or(is_of_proposer) {
             // The request is another's, and so is its id.
             call.request = None;
         }

@@ -78,6 +78,8 @@ pub(super) struct Commission {
 pub(super) enum Purpose {
     /// In the name of whoever agrees, and undone: nobody agrees to what they could not do themselves.
     Rehearsal,
+    /// The same in the name of the first of two, who could when they agreed.
+    Recheck,
     /// In the name of whoever asked.
     Execution,
 }
@@ -87,6 +89,7 @@ impl Commission {
     pub(super) fn claims(&self) -> Option<Claims> {
         match self.purpose {
             Purpose::Rehearsal => self.approver.claims.clone(),
+            Purpose::Recheck => self.change.first_claims.clone(),
             Purpose::Execution => Some(self.change.claims.clone()),
         }
     }
@@ -129,14 +132,19 @@ impl Commission {
                 return status;
             }
             // It is not whoever agrees who may not.
-            let why = status.message();
-            gone(id, &format!("cannot be carried out any more: {why}"))
+            let what = match purpose {
+                Purpose::Recheck => {
+                    "was agreed to by somebody who may not any more: to be refused, and asked for anew"
+                }
+                _ => "cannot be carried out any more",
+            };
+            gone(id, &format!("{what}: {}", status.message()))
         })
     }
 
     /// The change is over, in the transaction that does what it is about.
     async fn conclude(&self, tx: &mut Write) -> Result<()> {
-        if self.purpose == Purpose::Rehearsal {
+        if self.purpose != Purpose::Execution {
             return Ok(());
         }
         let call = &self.approver;
@@ -168,7 +176,7 @@ impl Call {
     pub async fn revives(&self, db: &mut Read, account: impl Into<AccountId>) -> Result<()> {
         let account = account.into();
         let power = grants::power(db, account.into(), Some(OWN_AUDIENCE), self.now).await?;
-        self.gives(&power);
+        self.gives(power.scopes());
         Ok(())
     }
 
@@ -185,7 +193,7 @@ impl Call {
         if self.consent.commission.is_some() {
             return Ok(());
         }
-        let guarded = power.iter().find(|it| self.app().four_eyes.guards(it));
+        let guarded = power.scopes().find(|it| self.app().four_eyes.guards(it));
         let Some(guarded) = guarded else {
             return Ok(());
         };
@@ -241,8 +249,12 @@ impl Call {
                     .is_none_or(|confines| confines.permit(&ScopeName::own(scope)))
         });
         // Whose own word counted as the first has to have it still.
-        let counts = commission.change.approvals_required() == 1;
-        if commission.purpose == Purpose::Execution && counts {
+        let counts = match commission.purpose {
+            Purpose::Rehearsal => false,
+            Purpose::Recheck => true,
+            Purpose::Execution => commission.change.approvals_required() == 1,
+        };
+        if counts {
             principal.require(change::APPROVE)?;
         }
         Ok(())
@@ -320,6 +332,7 @@ impl Call {
             create_time: self.now,
             next_time: Some(self.now.plus_s(app.config.four_eyes.change_s)),
             first_approver: String::new(),
+            first_claims: None,
             decided_by: String::new(),
             decide_reason: String::new(),
             end_time: None,

@@ -171,6 +171,7 @@ impl pb::elevation_service_server::ElevationService for Elevations {
         let answer = Decision::parse(&request.name, &request.reason, request.etag)?;
         let elevation = mutate!(call, |tx| {
             let (mut elevation, entitlement) = answer.find(tx, &call).await?;
+            require_to_agree(tx, &call, &elevation.role).await?;
             require_live(&entitlement, &call)?;
             if require_terms(&entitlement, elevation.duration_s, &elevation.ticket).is_err() {
                 let text = "does not let that be asked for any more";
@@ -332,6 +333,23 @@ async fn is_approver(db: &mut Read, call: &Call, elevation: &Elevation) -> Resul
     Ok(entitlement.approvers.iter().any(|it| own.contains_key(it)))
 }
 
+/// A program agrees by what nobody else has, and to nothing that its own tokens could not have.
+async fn require_to_agree(db: &mut Read, call: &Call, role: &str) -> Result<()> {
+    let Some(confines) = call.confines(db, call.principal()?).await? else {
+        return Ok(());
+    };
+    let max_age_s = call.app().config.tokens.sensitive_max_age_s;
+    call.require_own_proof(db, max_age_s).await?;
+    let scopes = roles::find(db, role).await?.scopes;
+    match scopes.iter().find(|scope| !confines.permit(scope)) {
+        None => Ok(()),
+        Some(scope) => Err(Error::Denied {
+            reason: Reason::NotApprover,
+            scopes: vec![scope.to_string()],
+        }),
+    }
+}
+
 /// Whether two accounts stand for one person.
 async fn is_own(db: &mut Read, one: AccountId, other: AccountId) -> Result<bool> {
     let owner_of_one = owner(db, one).await?;
@@ -424,6 +442,7 @@ async fn begin(
             end: Some(end),
         },
         elevation: Some(elevation.id),
+        needs_step_up: entitlement.needs_step_up,
     };
     give::insert(tx, call, &grant).await?;
     elevation.begin(call.by(), reason.to_owned(), grant.id, end, call.now);

@@ -11,8 +11,9 @@ use crate::{
         access::{self, Principal, Proof},
         credential::Credential,
         error::{Error, Reason, Result},
+        grant::Power,
         name::{AccountId, PrincipalId},
-        scope::{Scope, ScopeName},
+        scope::{self, Scope, ScopeName},
         system_account::SystemAccount,
         time::Timestamp,
         token::OWN_AUDIENCE,
@@ -44,7 +45,7 @@ impl Call {
     ) -> Result<()> {
         let target = target.into();
         let power = grants::power(db, target, Some(OWN_AUDIENCE), self.now).await?;
-        access::require_power_over(&self.caller, power.iter().map(|scope| &*scope.scope))?;
+        access::require_power_over(&self.caller, power.scopes().map(|scope| &*scope.scope))?;
         self.require_power_over_roles(db, target).await
     }
 
@@ -55,13 +56,13 @@ impl Call {
         &self,
         db: &mut Read,
         account: AccountId,
-        power: &BTreeSet<ScopeName>,
+        power: &Power,
         until: Option<Timestamp>,
     ) -> Result<()> {
         let Some(own) = self.caller.account().filter(|own| *own != account) else {
             return Ok(());
         };
-        if power.is_empty() {
+        if power.scopes().next().is_none() {
             return Ok(());
         }
         let held = self.granter(db).await?.held;
@@ -73,10 +74,9 @@ impl Call {
                 *known = end.max(*known);
             }
         }
-        let holdings = grants::holdings(db, account.into(), Some(OWN_AUDIENCE), self.now).await?;
-        let granted = holdings.prospective(self.now);
-        for name in power {
-            let had = if granted.contains(name) { &held } else { &had };
+        for name in power.scopes() {
+            let is_granted = power.granted.contains(name);
+            let had = if is_granted { &held } else { &had };
             let wider = had.iter().filter(|(held, _)| held.covers(name));
             let end = wider.map(|(_, end)| *end).max();
             if end.is_none_or(|end| end < until.unwrap_or(Timestamp::MAX)) {
@@ -111,11 +111,15 @@ impl Call {
             return Ok(());
         }
         let granter = self.granter(db).await?;
-        for name in grants::power(db, target.into(), None, self.now).await? {
+        let power = grants::power(db, target.into(), None, self.now).await?;
+        for name in power.scopes() {
             let unlimited = scopes::find(db, &name.unlimited()).await?;
             let is_lost = unlimited.is_none() && !name.is_own();
             let scope = unlimited.unwrap_or_else(|| Scope::built_in(&name.unlimited().scope));
-            let scope = Scope { name, ..scope };
+            let scope = Scope {
+                name: name.clone(),
+                ..scope
+            };
             if !is_lost && granter.may_grant(&scope).is_none() {
                 return Err(Error::Denied {
                     reason: Reason::TargetOutranksCaller,
@@ -192,12 +196,34 @@ impl Call {
         Ok(())
     }
 
+    /// Refuses a program that would raise a ceiling above its own, whatever there is to let through by then.
+    pub(super) async fn require_ceiling(&self, db: &mut Read, ceiling: &[String]) -> Result<()> {
+        let confines = self.confines(db, self.principal()?).await?;
+        let Some(confines) = confines.filter(|it| it.are_below(ceiling)) else {
+            return Ok(());
+        };
+        let is_above = |scope: &&String| confines.are_below(std::slice::from_ref(*scope));
+        Err(Error::Denied {
+            reason: Reason::ScopeNotHeld,
+            scopes: ceiling.iter().filter(is_above).cloned().collect(),
+        })
+    }
+
+    pub(super) fn principal(&self) -> Result<&Principal> {
+        let principal = self.caller.principal();
+        principal.ok_or(Error::Unauthenticated(Reason::TokenMissing))
+    }
+
     /// What there is to know of a caller who would give.
     async fn granter(&self, db: &mut Read) -> Result<Granter> {
-        let caller = self.caller.principal();
-        let principal = caller.ok_or(Error::Unauthenticated(Reason::TokenMissing))?;
+        let principal = self.principal()?;
         let caller = principal.id;
-        let holdings = grants::holdings(db, caller.into(), None, self.now).await?;
+        let mut holdings = grants::holdings(db, caller.into(), None, self.now).await?;
+        if holdings.grants.iter().any(|grant| grant.needs_step_up)
+            && !self.has_own_proof(db).await?
+        {
+            holdings.grants.retain(|grant| !grant.needs_step_up);
+        }
         let mut names = holdings.roles(self.now);
         for (principal, end) in groups::principals(db, caller, self.now).await? {
             names.insert(principal.to_string(), end);
@@ -249,6 +275,13 @@ pub(super) struct Confines {
 impl Confines {
     pub(super) fn permit(&self, scope: &ScopeName) -> bool {
         self.account.limits.permit(scope) && self.credential.permits(&scope.scope)
+    }
+
+    /// Whether a ceiling lets through what one of these does not.
+    fn are_below(&self, ceiling: &[String]) -> bool {
+        let account = &self.account.limits.scope_ceiling;
+        scope::is_wider(ceiling, account)
+            || scope::is_wider(ceiling, &self.credential.scope_ceiling)
     }
 }
 

@@ -65,6 +65,7 @@ impl pb::grant_service_server::GrantService for Grants {
             create_time: call.now,
             window,
             elevation: None,
+            needs_step_up: false,
         };
         let grant = mutate!(call, |tx| {
             require_resource(tx, &grant).await?;
@@ -128,7 +129,7 @@ impl pb::grant_service_server::GrantService for Grants {
                 if grant.window.is_empty() {
                     return Err(Error::field("grant.expire_time", convert::EMPTY_WINDOW));
                 }
-                require_lasting(&grant, call.now)?;
+                require_not_lent(&grant, call.now)?;
                 let was_over = before.window.is_over(call.now);
                 let until = if grant.window.is_within(before.window, call.now) {
                     // It gives no more than before, and may have been given by somebody who may for longer.
@@ -159,7 +160,7 @@ impl pb::grant_service_server::GrantService for Grants {
         mutate!(call, |tx| {
             let grant = find(tx, id).await?;
             convert::require_etag(&request.etag, grant.revision, grant.id)?;
-            require_lasting(&grant, call.now)?;
+            require_not_lent(&grant, call.now)?;
             require_to_grant(tx, &call, &grant, Some(call.now)).await?;
             call.require_power_over(tx, grant.principal).await?;
             grants::delete(tx, id).await?;
@@ -216,7 +217,7 @@ async fn begin(tx: &mut Write, call: &Call, principal: PrincipalId) -> Result<()
 }
 
 /// What somebody was elevated by has an end of its own, and tokens that end with it.
-fn require_lasting(grant: &Grant, now: Timestamp) -> Result<()> {
+fn require_not_lent(grant: &Grant, now: Timestamp) -> Result<()> {
     match grant.elevation {
         Some(id) if !grant.window.is_over(now) => {
             let text = format!("is of {id}, which can be ended");
@@ -371,6 +372,7 @@ fn shown(grant: &Grant) -> pb::Grant {
         start_time: convert::some_timestamp(grant.window.start),
         expire_time: convert::some_timestamp(grant.window.end),
         elevation: grant.elevation.map(|id| id.to_string()).unwrap_or_default(),
+        step_up_required: grant.needs_step_up,
     }
 }
 

@@ -182,7 +182,8 @@ impl pb::group_service_server::GroupService for Groups {
                 // It gives no more than before, and may have been given by somebody who may for longer.
                 until = Some(call.now);
             } else {
-                call.gives(&grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?);
+                let power = grants::power(tx, group.into(), Some(OWN_AUDIENCE), call.now).await?;
+                call.gives(power.scopes());
             }
             require_to_change(tx, &call, group, until).await?;
             require_to_expose(tx, &call, group, member, until).await?;
@@ -279,7 +280,7 @@ async fn require_to_change(
     until: Option<Timestamp>,
 ) -> Result<()> {
     let power = grants::power(db, group.into(), None, call.now).await?;
-    let found = scopes::find_all(db, &power).await?;
+    let found = scopes::find_all(db, power.scopes()).await?;
     let field = "expire_time";
     call.require_to_grant(db, &found, until, field).await?;
     let names = grants::names(db, group.into(), call.now).await?;

@@ -18,7 +18,7 @@ use crate::domain::{
 macro_rules! columns {
     () => {
         "c.id, c.revision, c.rpc, c.request, c.fingerprint, c.claims, c.address, c.state, c.create_time, \
-         c.next_time, c.first_approver, c.decided_by, c.decide_reason, c.end_time"
+         c.next_time, c.first_approver, c.first_claims, c.decided_by, c.decide_reason, c.end_time"
     };
 }
 
@@ -43,6 +43,7 @@ fn change(row: &Row) -> Result<Change> {
         create_time: row.get("create_time")?,
         next_time: row.get("next_time")?,
         first_approver: row.get("first_approver")?,
+        first_claims: row.get_some_json("first_claims")?,
         decided_by: row.get("decided_by")?,
         decide_reason: row.get("decide_reason")?,
         end_time: row.get("end_time")?,
@@ -132,8 +133,9 @@ pub async fn due(db: &mut Read, now: Timestamp, limit: i64) -> Result<Vec<Change
 pub async fn insert(db: &mut Write, change: &Change) -> Result<()> {
     let sql = sql!(
         "INSERT INTO changes (id, revision, rpc, request, fingerprint, claims, proposer_id, proposer_kind,
-            address, state, create_time, next_time, first_approver, decided_by, decide_reason, end_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+            address, state, create_time, next_time, first_approver, first_claims, decided_by, decide_reason,
+            end_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
     )
     .bind(change.id)
     .bind(change.revision)
@@ -148,6 +150,7 @@ pub async fn insert(db: &mut Write, change: &Change) -> Result<()> {
     .bind(change.create_time)
     .bind(change.next_time)
     .bind(change.first_approver.as_str())
+    .bind_some_json(change.first_claims.as_ref())
     .bind(change.decided_by.as_str())
     .bind(change.decide_reason.as_str())
     .bind(change.end_time);
@@ -158,7 +161,7 @@ pub async fn insert(db: &mut Write, change: &Change) -> Result<()> {
 pub async fn update(db: &mut Write, change: &Change) -> error::Result<()> {
     let sql = sql!(
         "UPDATE changes SET revision = $2, request = $3, fingerprint = $4, state = $5, next_time = $6,
-            first_approver = $7, decided_by = $8, decide_reason = $9, end_time = $10
+            first_approver = $7, first_claims = $8, decided_by = $9, decide_reason = $10, end_time = $11
          WHERE id = $1 AND revision = $2 - 1"
     )
     .bind(change.id)
@@ -168,6 +171,7 @@ pub async fn update(db: &mut Write, change: &Change) -> error::Result<()> {
     .bind(change.stored.name())
     .bind(change.next_time)
     .bind(change.first_approver.as_str())
+    .bind_some_json(change.first_claims.as_ref())
     .bind(change.decided_by.as_str())
     .bind(change.decide_reason.as_str())
     .bind(change.end_time);

@@ -17,7 +17,7 @@ use super::{
     sql::{Row, principal_kind, sql},
 };
 use crate::domain::{
-    grant::{Grant, Holdings, Permission, limited},
+    grant::{Grant, Holdings, Permission, Power, limited},
     group::Membership,
     name::{GrantId, PrincipalId},
     role,
@@ -29,7 +29,7 @@ use crate::domain::{
 macro_rules! columns {
     () => {
         "g.id, g.revision, g.principal_id, g.principal_kind, g.role, g.scope, g.audience, g.reason, \
-         g.granted_by, g.create_time, g.start_time, g.expire_time, g.elevation_id, g.resource"
+         g.granted_by, g.create_time, g.start_time, g.expire_time, g.elevation_id, g.resource, g.needs_step_up"
     };
 }
 
@@ -54,6 +54,7 @@ fn grant(row: &Row) -> Result<Grant> {
         create_time: row.get("create_time")?,
         window: row.get_window()?,
         elevation: row.get("elevation_id")?,
+        needs_step_up: row.get("needs_step_up")?,
     })
 }
 
@@ -125,28 +126,24 @@ fn joined(principal: PrincipalId, rows: Vec<Found>) -> (Holdings, BTreeSet<Strin
     (holdings, sensitive)
 }
 
-/// Every scope that a principal holds, is going to hold, may ask for or may let others have: whoever has power over
-/// the principal has that, too. Of one audience, or of all.
+/// What whoever has power over a principal has, too. Of one audience, or of all.
 pub async fn power(
     db: &mut Read,
     principal: PrincipalId,
     audience: Option<&str>,
     now: Timestamp,
-) -> Result<BTreeSet<ScopeName>> {
+) -> Result<Power> {
     let holdings = holdings(db, principal, audience, now).await?;
-    let mut power: BTreeSet<ScopeName> = holdings
-        .prospective(now)
-        .into_iter()
-        .map(Cow::into_owned)
-        .collect();
+    let granted = holdings.prospective(now).into_iter();
+    let mut lent = BTreeSet::new();
     let roles: BTreeSet<String> = entitlements::roles_of(db, principal, now)
         .await?
         .into_iter()
         .collect();
     for role in roles {
         match role::built_in(&role) {
-            Some(scopes) => power.extend(scopes.iter().cloned()),
-            None => power.extend(
+            Some(scopes) => lent.extend(scopes.iter().cloned()),
+            None => lent.extend(
                 roles::find(db, &role)
                     .await?
                     .into_iter()
@@ -154,8 +151,12 @@ pub async fn power(
             ),
         }
     }
-    power.retain(|scope| audience.is_none_or(|audience| scope.audience == audience));
-    Ok(power)
+    let is_wanted = |scope: &ScopeName| audience.is_none_or(|it| scope.audience == it);
+    lent.retain(is_wanted);
+    Ok(Power {
+        granted: granted.map(Cow::into_owned).filter(is_wanted).collect(),
+        lent,
+    })
 }
 
 /// Every name that a principal goes by, is going to, or may ask for: its own, of the groups it is in, and of roles.
@@ -219,7 +220,7 @@ macro_rules! memberships_beside {
     () => {
         " UNION ALL
           SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, ways.create_time, ways.start_time,
-            ways.expire_time, NULL, NULL, NULL, NULL, ways.group_id, ways.member_id, ways.member_kind, ways.added_by
+            ways.expire_time, NULL, NULL, NULL, NULL, NULL, ways.group_id, ways.member_id, ways.member_kind, ways.added_by
           FROM ways
           UNION ALL "
     };
@@ -229,7 +230,7 @@ macro_rules! memberships_beside {
 macro_rules! sensitive_beside {
     () => {
         "SELECT NULL, NULL, NULL, NULL, NULL, s.scope, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-            NULL, NULL, NULL, NULL
+            NULL, NULL, NULL, NULL, NULL
           FROM scopes s WHERE s.audience = $4 AND s.sensitive
           UNION ALL "
     };
@@ -448,8 +449,8 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     };
     let sql = sql!(
         "INSERT INTO grants (id, revision, principal_id, principal_kind, role, scope, audience, reason,
-            granted_by, create_time, start_time, expire_time, elevation_id, resource)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+            granted_by, create_time, start_time, expire_time, elevation_id, resource, needs_step_up)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
     )
     .bind(grant.id)
     .bind(grant.revision)
@@ -464,7 +465,8 @@ pub async fn insert(db: &mut Write, grant: &Grant) -> Result<()> {
     .bind(grant.window.start)
     .bind(grant.window.end)
     .bind(grant.elevation)
-    .bind(grant.resource.as_str());
+    .bind(grant.resource.as_str())
+    .bind(grant.needs_step_up);
     db.execute(sql).await.map(drop)
 }
 

@@ -374,6 +374,16 @@ impl Program {
         jsonwebtoken::encode(header, claims, &key).expect("signs")
     }
 
+    /// Comes with a token that it has got by its key.
+    pub async fn actor(&self, server: &Server) -> Actor {
+        let jti = server.running.app.random.uuid(server.now()).to_string();
+        let anonymous = server.anonymous().await;
+        let tokens = self.issue(&anonymous, &self.claims(server, &jti)).await;
+        server
+            .with_token(&tokens.expect("a token").access_token)
+            .await
+    }
+
     pub async fn issue(&self, by: &Actor, claims: &Value) -> Result<pb::TokenSet, Status> {
         issue(by, "", &self.sign(claims)).await
     }

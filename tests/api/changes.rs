@@ -21,7 +21,7 @@ use crate::{
         Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, fields_of, grant_request,
         on_both_engines, password, reason_of,
     },
-    keys, roles,
+    keys, roles, system_accounts,
 };
 
 /// A server with these RPCs marked, and what is marked by default.
@@ -80,6 +80,28 @@ async fn approver(server: &Server, username: &str, permissions: &[&str]) -> (Sig
     let person = person(server, username, permissions).await;
     let (app, _) = factors::enrol(server, &person).await;
     (factors::enter(server, username, &app, 30).await, app)
+}
+
+/// A program of somebody's that is an operator.
+async fn robot_operator(bootstrap: &Actor, owner: &str) -> pb::SystemAccount {
+    let account = pb::SystemAccount {
+        display_name: "a robot".to_owned(),
+        owner: owner.to_owned(),
+        kind: pb::system_account::Kind::Service.into(),
+        ..Default::default()
+    };
+    let request = pb::CreateSystemAccountRequest {
+        system_account: Some(account),
+        ..Default::default()
+    };
+    let robot = bootstrap
+        .system_accounts()
+        .create_system_account(request)
+        .await;
+    let robot = robot.expect("made").into_inner();
+    let granted = grant(bootstrap, &robot.name, "roles/operator").await;
+    granted.expect("alone");
+    robot
 }
 
 pub async fn operator(server: &Server, username: &str) -> SignedIn {
@@ -360,19 +382,7 @@ on_both_engines! {
         let (ann, bob) = (operator(&server, "ann").await, operator(&server, "bob").await);
         let carol = operator(&server, "carol").await;
         let bootstrap = bootstrap(&server).await;
-        let account = pb::SystemAccount {
-            display_name: "a robot".to_owned(),
-            owner: ann.name().to_owned(),
-            kind: pb::system_account::Kind::Service.into(),
-            ..Default::default()
-        };
-        let request = pb::CreateSystemAccountRequest {
-            system_account: Some(account),
-            ..Default::default()
-        };
-        let robot = bootstrap.system_accounts().create_system_account(request).await;
-        let robot = robot.expect("made").into_inner();
-        grant(&bootstrap, &robot.name, "roles/operator").await.expect("alone");
+        let robot = robot_operator(&bootstrap, ann.name()).await;
         let secret = bootstrap.create_secret(&robot.name).await.expect("a secret").secret;
         let (robot_name, robot) = (robot.name, server.client(&robot.uid, &secret).await);
 
@@ -393,20 +403,7 @@ on_both_engines! {
         assert_eq!(server.events("change.approved").await.len(), 2);
 
         // What limits a program is not lifted by one person either.
-        let limit = async |by: &Actor, scope_ceiling: &[&str]| {
-            let request = pb::UpdateSystemAccountRequest {
-                system_account: Some(pb::SystemAccount {
-                    name: robot_name.clone(),
-                    scope_ceiling: scope_ceiling.iter().map(ToString::to_string).collect(),
-                    ..Default::default()
-                }),
-                update_mask: Some(FieldMask {
-                    paths: vec!["scope_ceiling".to_owned()],
-                }),
-                ..Default::default()
-            };
-            by.system_accounts().update_system_account(request).await
-        };
+        let limit = async |by: &Actor, ceiling: &[&str]| system_accounts::limit(by, &robot_name, ceiling, &[]).await;
         limit(&ann.actor, &["users.read", "system_accounts.read"]).await.expect("less than before");
         limit(&ann.actor, &["users.read", "system_accounts.read", "events.read"]).await.expect("not an operator's");
         pending(limit(&ann.actor, &["users.read", "system_accounts.read", "keys.write"]).await);
@@ -881,19 +878,7 @@ on_both_engines! {
         let ann = operator(&server, "ann").await;
         let eve = person(&server, "eve", &["roles/operator"]).await;
         let bootstrap = bootstrap(&server).await;
-        let account = pb::SystemAccount {
-            display_name: "a robot".to_owned(),
-            owner: ann.name().to_owned(),
-            kind: pb::system_account::Kind::Service.into(),
-            ..Default::default()
-        };
-        let request = pb::CreateSystemAccountRequest {
-            system_account: Some(account),
-            ..Default::default()
-        };
-        let robot = bootstrap.system_accounts().create_system_account(request).await;
-        let robot = robot.expect("made").into_inner().name;
-        grant(&bootstrap, &robot, "roles/operator").await.expect("alone");
+        let robot = robot_operator(&bootstrap, ann.name()).await.name;
         let until = |seconds: i64| Timestamp {
             seconds: server.now().seconds() + seconds,
             nanos: 0,
@@ -1040,6 +1025,39 @@ on_both_engines! {
         approve(&carol.actor, &name).await.expect("approved");
         let of = async |name: &str| grants_of(&bob.actor, name, "scopes/accountd:events.read").await.len();
         assert_eq!((of(bob.name()).await, of(carol.name()).await), (1, 0));
+    }
+
+    async fn whoever_agreed_first_could_still_do_it_when_it_is_done(engine: Engine) {
+        let server = server(engine, &["DeleteUser"]).await;
+        let scopes = ["changes.approve", "users.delete", "users.read"].map(|it| format!("scopes/accountd:{it}"));
+        let scopes = scopes.each_ref().map(String::as_str);
+        let (ann, _) = approver(&server, "ann", &scopes).await;
+        let bob = operator(&server, "bob").await;
+        let manager = person(&server, "mona", &["roles/user-manager"]).await;
+        let agreed = async |who: &str| {
+            let request = pb::DeleteUserRequest {
+                name: user(&server, who).await.name,
+                ..Default::default()
+            };
+            let name = pending(manager.actor.users().delete_user(request).await);
+            assert_eq!(approve(&ann.actor, &name).await.expect("the first").state(), State::Pending);
+            name
+        };
+        // The scopes of the call count as much as that to agree.
+        let name = agreed("eve").await;
+        take(&bootstrap(&server).await, ann.name(), scopes[1]).await;
+        assert_refused(approve(&bob.actor, &name).await, Reason::WrongState);
+        assert_eq!(get(&bob.actor, &name).await.expect("there").state(), State::Pending);
+        let again = grant_request(ann.name(), scopes[1]);
+        bootstrap(&server).await.grants().create_grant(again).await.expect("alone");
+        approve(&bob.actor, &name).await.expect("could again");
+
+        // And so does the session they agreed in.
+        let name = agreed("frank").await;
+        let request = pb::RevokeSessionRequest { name: ann.tokens.session.clone(), ..Default::default() };
+        ann.actor.sessions().revoke_session(request).await.expect("signed out");
+        assert_refused(approve(&bob.actor, &name).await, Reason::WrongState);
+        deny(&bob.actor, &name).await.expect("to be asked for anew");
     }
 
     async fn what_cannot_be_shown_does_not_wait(engine: Engine) {

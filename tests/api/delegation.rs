@@ -11,7 +11,7 @@ use crate::{
         Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, fields_of, grant_request,
         on_both_engines,
     },
-    roles, scopes,
+    roles, scopes, system_accounts,
 };
 
 /// Grants something for a resource only.
@@ -612,18 +612,8 @@ on_both_engines! {
 
         // A ceiling is for a resource, too, and what is held for everything says so once.
         let limit = async |ceiling: &[&str]| {
-            let request = pb::UpdateSystemAccountRequest {
-                system_account: Some(pb::SystemAccount {
-                    name: robot.name.clone(),
-                    scope_ceiling: ceiling.iter().map(ToString::to_string).collect(),
-                    ..Default::default()
-                }),
-                update_mask: Some(FieldMask {
-                    paths: vec!["scope_ceiling".to_owned()],
-                }),
-                ..Default::default()
-            };
-            operator.system_accounts().update_system_account(request).await.expect("limited");
+            let limited = system_accounts::limit(&operator, &robot.name, ceiling, &["shop"]).await;
+            limited.expect("limited");
         };
         limit(&["pack@halls/8"]).await;
         assert_eq!(ask(&["pack"]).await, (none.clone(), for_hall.clone()));

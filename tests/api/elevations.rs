@@ -1,17 +1,20 @@
 //! ElevationService: power that is borrowed, with a reason, and never from oneself.
 
 use accountd::{domain::error::Reason, grpc::pb, jobs};
-use pb::elevation::State;
+use jsonwebtoken::Algorithm;
+use pb::{elevation::State, system_account::Kind};
 use prost_types::{Duration, FieldMask, Timestamp};
 use tonic::Status;
 
 use crate::{
+    assertions::Program,
     credentials::{redeem, reset_code},
-    factors, groups,
+    groups,
     harness::{
         Actor, Engine, Server, SignedIn, assert_refused, fields_of, grant_request, on_both_engines,
     },
-    roles, scopes,
+    roles,
+    scopes::{self, sign_in},
 };
 
 const KEYS: &str = "scopes/accountd:keys.read";
@@ -172,13 +175,13 @@ pub async fn stage(server: &Server) -> (Actor, SignedIn, SignedIn) {
     )
 }
 
-async fn may_see_keys(person: &Actor) -> bool {
+pub async fn may_see_keys(person: &Actor) -> bool {
     let request = pb::ListSigningKeysRequest::default();
     person.keys().list_signing_keys(request).await.is_ok()
 }
 
 /// A person's next access token.
-async fn refreshed(server: &Server, person: &mut SignedIn) {
+pub async fn refreshed(server: &Server, person: &mut SignedIn) {
     let anonymous = server.anonymous().await;
     person.tokens = anonymous
         .refresh(&person.tokens.refresh_token)
@@ -187,7 +190,7 @@ async fn refreshed(server: &Server, person: &mut SignedIn) {
     person.actor = server.with_token(&person.tokens.access_token).await;
 }
 
-fn at(server: &Server, seconds: i64) -> Timestamp {
+pub fn at(server: &Server, seconds: i64) -> Timestamp {
     Timestamp {
         seconds: server.now().seconds() + seconds,
         nanos: 0,
@@ -253,12 +256,15 @@ on_both_engines! {
                 server.client(&robot.uid, &secret).await
             };
             assert!(may_see_keys(&elevated).await);
+            let downstream = sign_in(&server, "ann", "shop", &[]).await.expect("signed in").access_token;
             // Somebody else who could have given it ends the second.
             let by = if by_end == 0 { &elevated } else { &operator };
             let ended = end(by, &begun).await.expect("ended");
             assert_eq!((ended.state(), ended.end_time), (State::Ended, Some(at(&server, 0))));
             let request = pb::ListSigningKeysRequest::default();
             assert_refused(elevated.keys().list_signing_keys(request).await, Reason::TokenRevoked);
+            let introspected = operator.introspect(&downstream).await.expect("introspected");
+            assert_eq!(introspected.active, by_end == 1, "those of the requester, for whoever asks");
             assert_refused(end(&operator, &begun).await, Reason::WrongState);
             // Those who go on get tokens that are good at once.
             let after = if by_end == 0 {
@@ -280,8 +286,9 @@ on_both_engines! {
         let (operator, ann, bob) = stage(&server).await;
         let approvers = groups::create(&operator, "Approvers").await;
         let (own, own_secret) = owned_by(&server, ann.name()).await;
-        let (other, other_secret) = owned_by(&server, bob.name()).await;
-        for member in [ann.name(), &own, &other] {
+        let other = Program::new(&server, Algorithm::ES256, Kind::Service).await;
+        transfer(&server, &other.account.name, bob.name()).await;
+        for member in [ann.name(), &own, &other.account.name] {
             groups::add(&operator, &approvers, member).await.expect("added");
         }
         let rule = entitle(&operator, entitlement(ann.name(), &[&approvers, ann.name()])).await.expect("entitled");
@@ -293,7 +300,7 @@ on_both_engines! {
         }
         assert_refused(approve(&operator, &asked).await, Reason::NotApprover);
         assert_refused(approve(&bob.actor, &asked).await, Reason::NotFound);
-        let other = server.client(other.trim_start_matches("systemAccounts/"), &other_secret).await;
+        let other = other.actor(&server).await;
         approve(&other, &asked).await.expect("somebody else's program");
 
         // Nor does whoever answers for a program agree to what it asks for.
@@ -444,6 +451,20 @@ on_both_engines! {
         assert_refused(ask(&ann.actor, wish(&rule)).await, Reason::WrongState);
     }
 
+    async fn nobody_agrees_to_what_a_suspended_program_has_asked_for(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, _, bob) = stage(&server).await;
+        let (robot, secret) = server.create_system_account(&[]).await;
+        let rule = entitle(&operator, entitlement(&robot.name, &[bob.name()])).await.expect("entitled");
+        let asked = ask(&server.client(&robot.uid, &secret).await, wish(&rule)).await.expect("asked");
+        let suspend = pb::SuspendSystemAccountRequest { name: robot.name.clone(), reason: "seen elsewhere".to_owned(), ..Default::default() };
+        operator.system_accounts().suspend_system_account(suspend).await.expect("suspended");
+        assert_refused(approve(&bob.actor, &asked).await, Reason::WrongState);
+        let resume = pb::ResumeSystemAccountRequest { name: robot.name, ..Default::default() };
+        operator.system_accounts().resume_system_account(resume).await.expect("resumed");
+        approve(&bob.actor, &asked).await.expect("approved");
+    }
+
     async fn an_expired_or_removed_entitlement_gives_nothing(engine: Engine) {
         let server = engine.server().await;
         let (operator, ann, bob) = stage(&server).await;
@@ -520,30 +541,6 @@ on_both_engines! {
         assert_refused(entitle(&operator, entitlement(ann.name(), &[nobody])).await, Reason::NotFound);
         let unknown = pb::Entitlement { role: "roles/emperor".to_owned(), ..entitlement(ann.name(), &[]) };
         assert_refused(entitle(&operator, unknown).await, Reason::NotFound);
-    }
-
-    async fn a_fresh_and_strong_proof_can_be_asked_for(engine: Engine) {
-        let server = engine.server().await;
-        let (operator, ann, _) = stage(&server).await;
-        let strict = |name: &str| pb::Entitlement { step_up_required: true, ..entitlement(name, &[]) };
-        let rule = entitle(&operator, strict(ann.name())).await.expect("entitled");
-        // Who has no second factor, too: what is asked for is not what they have.
-        assert_refused(ask(&ann.actor, wish(&rule)).await, Reason::InsufficientUserAuthentication);
-        let (app, _) = factors::enrol(&server, &ann).await;
-        let ann = factors::enter(&server, "ann", &app, 30).await;
-        ask(&ann.actor, wish(&rule)).await.expect("two factors, just now");
-        server.advance_s(3_600 + 1);
-        let late = factors::enter(&server, "ann", &app, 0).await;
-        server.advance_s(server.running.app.config.tokens.sensitive_max_age_s + 1);
-        let anonymous = server.anonymous().await;
-        let tokens = anonymous.refresh(&late.tokens.refresh_token).await.expect("refreshed");
-        let late = server.with_token(&tokens.access_token).await;
-        assert_refused(ask(&late, wish(&rule)).await, Reason::InsufficientUserAuthentication);
-        let (robot, secret) = server.create_system_account(&[]).await;
-        let operator = server.operator().await;
-        let rule = entitle(&operator, strict(&robot.name)).await.expect("entitled");
-        let robot = server.client(&robot.uid, &secret).await;
-        assert_refused(ask(&robot, wish(&rule)).await, Reason::CredentialKindNotAllowed);
     }
 
     async fn where_nobody_has_to_agree_it_is_in_effect_at_once(engine: Engine) {
@@ -746,8 +743,13 @@ on_both_engines! {
 /// A program of somebody's, by its name, and its secret.
 async fn owned_by(server: &Server, owner: &str) -> (String, String) {
     let (robot, secret) = server.create_system_account(&[]).await;
+    transfer(server, &robot.name, owner).await;
+    (robot.name, secret)
+}
+
+async fn transfer(server: &Server, program: &str, owner: &str) {
     let request = pb::TransferSystemAccountRequest {
-        name: robot.name.clone(),
+        name: program.to_owned(),
         owner: owner.to_owned(),
         ..Default::default()
     };
@@ -757,5 +759,4 @@ async fn owned_by(server: &Server, owner: &str) -> (String, String) {
         .transfer_system_account(request)
         .await;
     moved.expect("transferred");
-    (robot.name, secret)
 }

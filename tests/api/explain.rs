@@ -12,7 +12,7 @@ use crate::{
     scopes::{self, scope, sign_in},
 };
 
-async fn check(
+pub async fn check(
     by: &Actor,
     principal: &str,
     audience: &str,

@@ -24,6 +24,7 @@ mod counts;
 mod crash;
 mod credentials;
 mod delegation;
+mod elevation_proofs;
 mod elevations;
 mod escalation;
 mod events;

@@ -11,6 +11,7 @@ use crate::{
     harness::{
         Actor, Engine, Server, assert_refused, fields_of, grant_request, on_both_engines, password,
     },
+    roles,
 };
 
 pub fn scope(name: &str) -> pb::Scope {
@@ -93,7 +94,7 @@ pub async fn sign_in(
     }
 }
 
-fn refusals(tokens: &pb::TokenSet) -> Vec<(&str, Why)> {
+pub fn refusals(tokens: &pb::TokenSet) -> Vec<(&str, Why)> {
     let refusals = tokens.refusals.iter();
     refusals.map(|it| (&*it.scope, it.reason())).collect()
 }
@@ -337,9 +338,17 @@ on_both_engines! {
             create(&operator, scope(&name)).await.expect("made");
             operator.grants().create_grant(grant_request(&ann.name, &name)).await.expect("granted");
         }
+        let of_role = ["a", "b"].map(|letter| format!("scopes/shop:{}", letter.repeat(100)));
+        for name in &of_role {
+            create(&operator, scope(name)).await.expect("made");
+        }
+        let packer = roles::role("roles/packer", &of_role.each_ref().map(String::as_str));
+        roles::create(&operator, packer).await.expect("made");
+        operator.grants().create_grant(grant_request(&ann.name, "roles/packer")).await.expect("granted");
         let refused = sign_in(&server, "ann", "shop", &[]).await;
         let text = refused.as_ref().err().map(|status| status.message().to_owned()).unwrap_or_default();
-        assert!(text.contains("; scopes/shop:longest"), "{text}");
+        let largest = text.find("; roles/packer has 202 bytes").zip(text.find("; scopes/shop:longest"));
+        assert!(largest.is_some_and(|(first, second)| first < second), "{text}");
         assert_refused(refused, Reason::TokenTooLarge);
         let request = pb::ListSessionsRequest { parent: ann.name.clone(), ..Default::default() };
         let sessions = operator.sessions().list_sessions(request).await.expect("a list").into_inner();

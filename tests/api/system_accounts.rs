@@ -4,7 +4,7 @@ use accountd::{domain::error::Reason, grpc::pb, jobs};
 use jsonwebtoken::Algorithm;
 use pb::system_account::{Kind, State};
 use prost_types::FieldMask;
-use tonic::Status;
+use tonic::{Response, Status};
 
 use crate::{
     assertions::Program,
@@ -13,6 +13,29 @@ use crate::{
     },
     scopes,
 };
+
+/// Sets what limits an account.
+pub async fn limit(
+    by: &Actor,
+    account: &str,
+    scope_ceiling: &[&str],
+    audiences: &[&str],
+) -> Result<pb::SystemAccount, Status> {
+    let limited = pb::SystemAccount {
+        name: account.to_owned(),
+        scope_ceiling: scope_ceiling.iter().map(ToString::to_string).collect(),
+        audiences: audiences.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    let paths = ["scope_ceiling", "audiences"].map(str::to_owned).to_vec();
+    let request = pb::UpdateSystemAccountRequest {
+        system_account: Some(limited),
+        update_mask: Some(FieldMask { paths }),
+        ..Default::default()
+    };
+    let limited = by.system_accounts().update_system_account(request).await;
+    limited.map(Response::into_inner)
+}
 
 on_both_engines! {
     async fn nobody_lets_through_what_they_may_not_grant(engine: Engine) {
@@ -28,21 +51,7 @@ on_both_engines! {
         let list = pb::ListCredentialsRequest { parent: robot.name.clone(), ..Default::default() };
         let listed = operator.credentials().list_credentials(list).await.expect("a list").into_inner();
         let credential = &listed.credentials[0].name;
-        let limit = async |by: &Actor, scopes: &[&str], audiences: &[&str]| {
-            let limited = pb::SystemAccount {
-                name: robot.name.clone(),
-                scope_ceiling: scopes.iter().map(ToString::to_string).collect(),
-                audiences: audiences.iter().map(ToString::to_string).collect(),
-                ..Default::default()
-            };
-            let paths = ["scope_ceiling", "audiences"].map(str::to_owned).to_vec();
-            let request = pb::UpdateSystemAccountRequest {
-                system_account: Some(limited),
-                update_mask: Some(FieldMask { paths }),
-                ..Default::default()
-            };
-            by.system_accounts().update_system_account(request).await
-        };
+        let limit = async |by: &Actor, scopes: &[&str], audiences: &[&str]| limit(by, &robot.name, scopes, audiences).await;
         let limit_credential = async |by: &Actor, scopes: &[&str]| {
             let limited = pb::Credential {
                 name: credential.clone(),
@@ -70,6 +79,34 @@ on_both_engines! {
         limit_credential(&manager, &["nothing"]).await.expect("lets nothing through");
         limit(&operator, &[], &["shop"]).await.expect("may grant it");
         limit_credential(&operator, &[]).await.expect("may grant it");
+    }
+
+    async fn no_program_raises_a_ceiling_above_its_own(engine: Engine) {
+        let server = engine.server().await;
+        let operator = server.operator().await;
+        // Nothing is granted to it: what is let through may be granted later.
+        let (robot, _) = server.create_system_account(&[]).await;
+        limit(&operator, &robot.name, &["users.read"], &[]).await.expect("limited");
+        let (low, secret) = server.create_system_account(&["scopes/accountd:system_accounts.update"]).await;
+        let low_actor = server.client(&low.uid, &secret).await;
+        limit(&operator, &low.name, &["users.read", "users.write", "system_accounts.update"], &[]).await.expect("limited");
+        for above in [&["users.read", "keys.write"][..], &[]] {
+            assert_refused(limit(&low_actor, &robot.name, above, &[]).await, Reason::ScopeNotHeld);
+        }
+        limit(&low_actor, &robot.name, &["users.read", "users.write"], &[]).await.expect("within its own");
+        limit(&operator, &low.name, &[], &[]).await.expect("without a ceiling");
+        limit(&low_actor, &robot.name, &["users.read", "keys.write"], &[]).await.expect("without a ceiling");
+        let list = pb::ListCredentialsRequest { parent: low.name, ..Default::default() };
+        let listed = operator.credentials().list_credentials(list).await.expect("a list").into_inner();
+        let limited = pb::Credential {
+            name: listed.credentials[0].name.clone(),
+            scope_ceiling: vec!["system_accounts.update".to_owned()],
+            ..Default::default()
+        };
+        let request = pb::UpdateCredentialRequest { credential: Some(limited), ..Default::default() };
+        operator.credentials().update_credential(request).await.expect("limited");
+        assert_refused(limit(&low_actor, &robot.name, &[], &[]).await, Reason::ScopeNotHeld);
+        limit(&low_actor, &robot.name, &["users.read"], &[]).await.expect("less than before");
     }
 
     async fn an_account_has_an_owner_who_is_there(engine: Engine) {
