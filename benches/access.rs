@@ -1,7 +1,8 @@
 //! What the decision about a token costs the database: `cargo bench --bench access`.
 //!
 //! 10,000 groups, ten in one another; 100,000 memberships of people; 100,000 grants, of which each person has
-//! 500 through 50 groups. Timed is what IssueToken and CheckAccess ask the database for to decide, beside who it is.
+//! 500 through 50 groups. Timed is what IssueToken and CheckAccess ask the database for to decide, beside who it is;
+//! and a page of the users in one group, as whoever looks after them gets it.
 
 #[path = "../tests/api/postgres.rs"]
 mod postgres;
@@ -20,13 +21,14 @@ use accountd::{
         role::Role,
         scope::{Scope, ScopeName},
         time::{Timestamp, Window},
+        user::User,
     },
     env::{Random, SystemClock, SystemRandom},
     store::{
         db::{Attempts, Db, Isolation},
         grants, groups,
         open::{self, Settings, Target},
-        roles, scopes,
+        roles, scopes, users, within,
     },
 };
 use tempfile::TempDir;
@@ -84,26 +86,81 @@ async fn main() {
             .expect("opens");
         let people = fill(&db, &*random).await.expect("filled");
         for (what, audience) in [("own audience", "accountd"), ("another", "audience-7")] {
-            let mut times = Vec::with_capacity(ASKED);
-            for number in 0..ASKED + 200 {
+            let times = timed(ASKED, async |number| {
                 let person = people[number * 7_919 % PEOPLE];
-                let begin = Instant::now();
-                decide(&db, person, audience).await.expect("decided");
-                // The first ones fill caches.
-                if number >= 200 {
-                    times.push(begin.elapsed().as_secs_f64() * 1e3);
-                }
-            }
-            times.sort_by(f64::total_cmp);
-            let at = |per_cent: usize| times[(ASKED - 1) * per_cent / 100];
-            let (half, ninety, most) = (at(50), at(90), at(100));
+                decide(&db, person, audience).await
+            });
+            println!("{name:<12}{what:<16}{}", times.await);
+        }
+        for members in [1_000, 10_000, 100_000] {
+            let group = crowd(&db, &*random, members).await.expect("filled");
+            let calls = ASKED / 100;
+            let times = timed(calls, async |number| {
+                page(&db, group, number % calls * members / calls / 2).await
+            });
             println!(
-                "{name:<12}{what:<16}{half:>10.2}{ninety:>10.2}{:>10.2}{most:>10.2}",
-                at(99)
+                "{name:<12}{:<16}{}",
+                format!("{members} users"),
+                times.await
             );
         }
         db.close().await;
     }
+}
+
+/// The percentiles of so many calls, after some that fill caches.
+async fn timed(calls: usize, call: impl AsyncFn(usize) -> Result<()>) -> String {
+    let mut times = Vec::with_capacity(calls);
+    let first = calls / 15;
+    for number in 0..first + calls {
+        let begin = Instant::now();
+        call(number).await.expect("answered");
+        if number >= first {
+            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |per_cent: usize| times[(calls - 1) * per_cent / 100];
+    [50, 90, 99, 100]
+        .map(|per_cent| format!("{:>10.2}", at(per_cent)))
+        .concat()
+}
+
+/// A group with so many users in it.
+async fn crowd(db: &Db, random: &dyn Random, members: usize) -> Result<GroupId> {
+    let group = GroupId(random.uuid(NOW));
+    in_one!(db, |tx| {
+        groups::insert(tx, &Group::new(group, NOW)).await?;
+    });
+    for batch in (0..members).collect::<Vec<_>>().chunks(BATCH) {
+        in_one!(db, |tx| {
+            for number in batch {
+                let time = NOW.plus_s(i64::try_from(*number).expect("few"));
+                let user = User::new(UserId(random.uuid(time)), time);
+                users::insert(tx, &user).await?;
+                groups::put_member(tx, &membership(group, user.id.into())).await?;
+            }
+        });
+    }
+    Ok(group)
+}
+
+/// The 50 users of a group that come after so many.
+async fn page(db: &Db, group: GroupId, after: usize) -> Result<()> {
+    let query = users::Query {
+        order: users::Order::CreateTime,
+        state: None,
+        show_deleted: false,
+        created: (
+            NOW.plus_s(i64::try_from(after).expect("few")),
+            Timestamp::MAX,
+        ),
+        keys: (String::new(), String::new()),
+    };
+    let mut read = db.read().await?;
+    let found = within::users(&mut read, &[group], NOW, &query, None, 51).await?;
+    assert_eq!(found.len(), 51);
+    Ok(())
 }
 
 /// What `mint::entitled` asks for.

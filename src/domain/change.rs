@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{
     access::{POLICIES, Proof},
     event::Event,
-    name::{AccountId, ChangeId},
+    name::{AccountId, ChangeId, UserId},
     role,
     scope::ScopeName,
     time::{self, Timestamp},
@@ -185,6 +185,12 @@ impl Change {
     /// Whether one more who agrees is enough.
     pub fn is_last_approval(&self) -> bool {
         self.approvals_required() == 1 || self.first_claims.is_some()
+    }
+
+    /// Whether a person is the first of two who agree.
+    pub fn has_agreed(&self, person: UserId) -> bool {
+        let first = self.first_claims.as_ref().map(Claims::account_id);
+        first == Some(AccountId::User(person))
     }
 
     /// Somebody agrees: of two the first; it waits on.

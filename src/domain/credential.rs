@@ -254,9 +254,15 @@ impl Credential {
     }
 
     /// Makes this, which an account makes for itself, no freer than the credential `by` that it
-    /// authenticated with: what is not said is inherited, what is said may only be narrower.
+    /// authenticated with: what is not said is inherited, what is said may only be narrower. What others know makes
+    /// nothing that only the account would.
     pub fn confine(&mut self, by: &Self) -> Result<()> {
         by.require_active()?;
+        if by.kind.is_shared_secret() && !self.kind.is_shared_secret() {
+            let text = "is a secret that accountd knows, too: it makes no keys";
+            let reason = Reason::CredentialKindNotAllowed;
+            return Err(Error::precondition(reason, by.name(), text));
+        }
         if self.scope_ceiling.is_empty() {
             self.scope_ceiling.clone_from(&by.scope_ceiling);
         }

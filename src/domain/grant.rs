@@ -105,32 +105,27 @@ pub struct Power {
     /// What it holds, or is going to.
     pub granted: BTreeSet<ScopeName>,
     /// What it may ask for, or let others have.
-    pub lent: BTreeSet<ScopeName>,
+    pub on_request: BTreeSet<ScopeName>,
 }
 
 impl Power {
     pub fn scopes(&self) -> impl Iterator<Item = &ScopeName> {
-        self.granted.union(&self.lent)
+        self.granted.union(&self.on_request)
     }
 }
 
 /// What a principal holds of one audience now: each scope, and by what.
 pub type Held = BTreeMap<String, Source>;
 
-/// Of the grants of a scope, one that needs no step-up, if there is any; and of these the one that lasts longest.
+/// Of the grants of a scope, the one that lasts longest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    pub needs_step_up: bool,
     /// When it ends for the principal; [`Timestamp::MAX`] if never.
     pub end_time: Timestamp,
+    /// The same of those grants that need no step-up, if there are any.
+    pub plain_end_time: Option<Timestamp>,
     /// The name of the role or scope that was granted.
     pub permission: String,
-}
-
-impl Source {
-    const fn rank(&self) -> (bool, Timestamp) {
-        (!self.needs_step_up, self.end_time)
-    }
 }
 
 /// A grant that is in effect for a principal.
@@ -209,14 +204,21 @@ impl Holdings {
                 .scopes(grant)
                 .filter(|scope| scope.audience == audience)
             {
-                let source = Source {
-                    needs_step_up: grant.needs_step_up,
+                let plain_end_time = (!grant.needs_step_up).then_some(end_time);
+                let source = || Source {
                     end_time,
+                    plain_end_time,
                     permission: grant.permission.name(),
                 };
-                let known = held.get(&scope.scope);
-                if known.is_none_or(|known| known.rank() < source.rank()) {
-                    held.insert(scope.into_owned().scope, source);
+                match held.get_mut(&scope.scope) {
+                    None => drop(held.insert(scope.into_owned().scope, source())),
+                    Some(known) => {
+                        let plain_end_time = known.plain_end_time.max(plain_end_time);
+                        if known.end_time < end_time {
+                            *known = source();
+                        }
+                        known.plain_end_time = plain_end_time;
+                    }
                 }
             }
         }
@@ -325,17 +327,30 @@ pub fn limited<'a>(scope: &'a ScopeName, resource: &str) -> Option<Cow<'a, Scope
     may_be.then(|| Cow::Owned(scope.limited_to(resource)))
 }
 
-/// By what somebody has a scope, be it a wider one.
+/// By what somebody has a scope, be it a wider one: the grant that lasts longest.
 pub fn source<'a>(held: &'a Held, scope: &str) -> Option<&'a Source> {
+    sources(held, scope).max_by_key(|source| source.end_time)
+}
+
+/// Until when somebody has a scope who has stepped up, or has not.
+pub fn end(held: &Held, scope: &str, has_stepped_up: bool) -> Option<Timestamp> {
+    let all = sources(held, scope);
+    let ends = all.filter_map(|source| {
+        let any = has_stepped_up.then_some(source.end_time);
+        any.or(source.plain_end_time)
+    });
+    ends.max()
+}
+
+fn sources<'a>(held: &'a Held, scope: &str) -> impl Iterator<Item = &'a Source> {
     let (base, resource) = scope::split(scope);
-    let limited = resource.into_iter().flat_map(|_| {
+    let limited = resource.into_iter().flat_map(move |_| {
         let all = held.range(format!("{base}@")..);
         all.take_while(move |(held, _)| scope::split(held).0 == base)
-            .filter(|(held, _)| scope::covers(held, scope))
+            .filter(move |(held, _)| scope::covers(held, scope))
             .map(|(_, source)| source)
     });
-    let all = held.get(base).into_iter().chain(limited);
-    all.max_by_key(|source| source.rank())
+    held.get(base).into_iter().chain(limited)
 }
 
 #[cfg(test)]
@@ -437,21 +452,20 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_step_up_comes_first() {
-        let of =
-            |grants: [Grant; 2]| holdings(grants).held(OWN_AUDIENCE, NOW)["users.read"].clone();
+    fn what_needs_a_step_up_is_told_from_what_does_not() {
+        let ends = |grants: [Grant; 2]| {
+            let held = holdings(grants).held(OWN_AUDIENCE, NOW);
+            [true, false].map(|has_stepped_up| end(&held, "users.read", has_stepped_up))
+        };
         let plain = || grant("scopes/accountd:users.read", None, Some(5));
         let strict = || Grant {
             needs_step_up: true,
-            ..grant("scopes/accountd:users.read", None, None)
+            ..grant("scopes/accountd:users.read", None, Some(9))
         };
-        for source in [of([plain(), strict()]), of([strict(), plain()])] {
-            assert_eq!(
-                (source.needs_step_up, source.end_time),
-                (false, NOW.plus_s(5))
-            );
-        }
-        assert!(of([strict(), strict()]).needs_step_up);
+        let both = [Some(NOW.plus_s(9)), Some(NOW.plus_s(5))];
+        assert_eq!(ends([plain(), strict()]), both);
+        assert_eq!(ends([strict(), plain()]), both);
+        assert_eq!(ends([strict(), strict()]), [Some(NOW.plus_s(9)), None]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub struct Grounds<'a> {
     pub granted: &'a Held,
     /// Of the audience, those that have to be earned.
     pub sensitive: &'a BTreeSet<String>,
-    /// What is missing to earn them, if anything is.
+    /// What is missing to earn them, and what needs a step-up, if anything is.
     pub shortfall: Option<Refusal>,
     /// What forbids every scope, if anything does.
     pub bar: Option<Refusal>,
@@ -162,11 +162,11 @@ pub enum Refusal {
     AccountCeiling,
     /// Not below the `scope_ceiling` of the credential.
     CredentialCeiling,
-    /// It is sensitive, and the person has shown one factor.
+    /// It is sensitive or needs a step-up, and the person has shown one factor.
     NeedsSecondFactor,
     /// It is sensitive, and the person has shown who they are too long ago.
     NeedsFreshSignIn,
-    /// It is sensitive, and the program has come with a secret that somebody else knows.
+    /// It is sensitive or needs a step-up, and the program has come with a secret that somebody else knows.
     NeedsOwnKey,
     /// The account may not act.
     AccountState,
@@ -176,7 +176,7 @@ pub enum Refusal {
     ProofEnded,
 }
 
-/// What somebody lacks to be given what is sensitive: a person has to have shown two factors, not longer ago
+/// What somebody lacks to be given what has to be earned: a person has to have shown two factors, not longer ago
 /// than `max_age_s`; a program what nobody else has.
 pub fn shortfall(
     account: &AccountClaims,
@@ -231,11 +231,12 @@ impl Grounds<'_> {
                 Some(_) => {}
             }
         }
-        let given = scopes
+        let has_stepped_up = self.lacks_proof().is_none();
+        let of_given = scopes
             .iter()
-            .filter_map(|scope| grant::source(self.granted, scope));
+            .filter_map(|scope| grant::end(self.granted, scope, has_stepped_up));
         let ends = self.ends.iter().flatten().copied();
-        let end = ends.chain(given.map(|by| by.end_time)).min();
+        let end = ends.chain(of_given).min();
         let end = end.unwrap_or(Timestamp::MAX);
         let expire_time = now.plus_s(lifetime_s).min(end);
         Allowance {
@@ -256,7 +257,8 @@ impl Grounds<'_> {
 
     /// A scope as it is granted: where it is for some resources only, these.
     fn meant_by<'b>(&'b self, scope: &'b String) -> Vec<&'b String> {
-        if scope::split(scope).1.is_some() || self.granted.contains_key(scope) {
+        let is_whole = || self.granted.contains_key(scope) && self.refusal(scope).is_none();
+        if scope::split(scope).1.is_some() || is_whole() {
             return vec![scope];
         }
         let limited = self.granted.range(format!("{scope}@")..);
@@ -271,20 +273,26 @@ impl Grounds<'_> {
 
     /// Why a scope is not given, if it is not: the first of the reasons.
     pub fn refusal(&self, scope: &str) -> Option<Refusal> {
-        let Some(source) = grant::source(self.granted, scope) else {
+        if grant::source(self.granted, scope).is_none() {
             return Some(Refusal::NotGranted);
-        };
+        }
         if self.bar.is_some() {
             return self.bar;
         }
         let above = |(_, ceiling): &&Ceiling<'_>| !scope::is_within(scope, ceiling);
         match self.ceilings.iter().find(above) {
             Some((refusal, _)) => Some(*refusal),
-            None => self.shortfall.filter(|it| {
-                let is_sensitive = self.sensitive.contains(scope::split(scope).0);
-                is_sensitive || source.needs_step_up && *it != Refusal::NeedsFreshSignIn
-            }),
+            None if self.sensitive.contains(scope::split(scope).0) => self.shortfall,
+            None => {
+                let needs_step_up = || grant::end(self.granted, scope, false).is_none();
+                self.lacks_proof().filter(|_| needs_step_up())
+            }
         }
+    }
+
+    /// What is missing of a proof, however old it may be.
+    fn lacks_proof(&self) -> Option<Refusal> {
+        self.shortfall.filter(|it| *it != Refusal::NeedsFreshSignIn)
     }
 }
 
@@ -317,7 +325,7 @@ mod tests {
     /// Scopes that are held for good.
     fn held(list: &str) -> Held {
         let source = |scope: &String| Source {
-            needs_step_up: false,
+            plain_end_time: Some(Timestamp::MAX),
             end_time: Timestamp::MAX,
             permission: format!("scopes/shop:{scope}"),
         };
@@ -434,9 +442,28 @@ mod tests {
     }
 
     #[test]
+    fn a_scope_that_is_refused_is_had_for_what_it_is_not_refused_for() {
+        let granted = held("a a@x");
+        let decide = |ceiling: &str| {
+            let grounds = Grounds {
+                requested: &scopes("a"),
+                granted: &granted,
+                sensitive: &BTreeSet::new(),
+                shortfall: None,
+                bar: None,
+                ceilings: &[(Refusal::AccountCeiling, &scopes(ceiling))],
+                ends: &[],
+            };
+            grounds.decide(NOW, 60).scopes
+        };
+        assert_eq!(decide("a"), ["a"]);
+        assert_eq!(decide("a@x"), ["a@x"]);
+    }
+
+    #[test]
     fn what_needs_a_step_up_needs_no_fresh_one() {
         let mut granted = held("a b");
-        granted.get_mut("b").expect("held").needs_step_up = true;
+        granted.get_mut("b").expect("held").plain_end_time = None;
         let refused = |shortfall| {
             let grounds = Grounds {
                 requested: &[],

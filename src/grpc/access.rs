@@ -311,5 +311,6 @@ fn path(
         groups: via.iter().map(ToString::to_string).collect(),
         state: state.into(),
         expire_time: convert::some_timestamp(end),
+        step_up_required: grant.needs_step_up,
     }
 }

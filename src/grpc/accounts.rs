@@ -38,12 +38,18 @@ pub(super) async fn require_free(db: &mut Read, account: AccountId) -> Result<()
     Ok(())
 }
 
-/// Whether a person may act, and holds a scope of ours, whatever tokens they have.
-pub(super) async fn may(db: &mut Read, id: UserId, scope: &str, now: Timestamp) -> Result<bool> {
+/// Whether a person may act, and holds some scopes of ours, whatever tokens they have.
+pub(super) async fn may(
+    db: &mut Read,
+    id: UserId,
+    scopes: impl IntoIterator<Item = &ScopeName>,
+    now: Timestamp,
+) -> Result<bool> {
     let user = users::find(db, id).await?;
     let holdings = grants::holdings(db, id.into(), Some(OWN_AUDIENCE), now).await?;
+    let mut scopes = scopes.into_iter();
     Ok(user.is_some_and(|user| user.lifecycle.may_act(now))
-        && holdings.holds(&ScopeName::own(scope), now))
+        && scopes.all(|scope| holdings.holds(scope, now)))
 }
 
 /// Looking after people is not looking after machines: what belongs to those needs the scope for changing

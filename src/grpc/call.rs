@@ -213,7 +213,7 @@ impl Call {
     /// Refuses whoever has not just shown, to accountd alone, what nobody else has: a person two factors, not longer
     /// ago than `max_age_s`; a program a key of its own.
     pub async fn require_own_proof(&self, db: &mut Read, max_age_s: i64) -> Result<()> {
-        match self.shortfall(db, max_age_s).await? {
+        match self.missing_proof(db, max_age_s).await? {
             None => Ok(()),
             Some(Refusal::NeedsOwnKey) => {
                 let text = "has come with a secret that accountd knows, too";
@@ -229,11 +229,11 @@ impl Call {
 
     /// The same, however long ago, as an answer.
     pub async fn has_own_proof(&self, db: &mut Read) -> Result<bool> {
-        let shortfall = self.shortfall(db, 0).await?;
-        Ok(shortfall.is_none_or(|it| it == Refusal::NeedsFreshSignIn))
+        let missing = self.missing_proof(db, 0).await?;
+        Ok(missing.is_none_or(|it| it == Refusal::NeedsFreshSignIn))
     }
 
-    async fn shortfall(&self, db: &mut Read, max_age_s: i64) -> Result<Option<Refusal>> {
+    async fn missing_proof(&self, db: &mut Read, max_age_s: i64) -> Result<Option<Refusal>> {
         let Some(claims) = &self.claims else {
             return Err(Error::Unauthenticated(Reason::TokenMissing));
         };

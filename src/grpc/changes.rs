@@ -181,7 +181,7 @@ async fn find_to_approve(db: &mut Read, call: &Call, id: ChangeId, etag: &str) -
             program.is_none_or(|program| program.owner == Some(by))
         }
     };
-    if is_own || change.first_approver == call.by() {
+    if is_own || change.has_agreed(by) {
         return Err(not_approver());
     }
     convert::require_etag(etag, change.revision, id)?;

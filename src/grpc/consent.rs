@@ -1,8 +1,8 @@
 //! Four eyes, where calls are made: which ones wait for a second person, and how they are carried out then.
 //!
 //! A call that has to wait runs like any other to the end of its transaction, which is undone: what becomes a
-//! change would have succeeded. Whoever agrees has it run again, first in their own name and undone, then in the
-//! name of whoever asked, in one transaction with the end of the change.
+//! change would have succeeded. Whoever agrees has it run again, first in their own name and undone, and so in that of
+//! the first of two who agree, then in the name of whoever asked, in one transaction with the end of the change.
 
 use std::sync::{
     Arc,
@@ -23,6 +23,7 @@ use crate::{
     app::App,
     domain::{
         access::{self, Principal, Proof},
+        assurance::Assurance,
         change::{self, Change, MAX_PENDING, MAX_REQUEST_BYTES, State},
         error::{Error, Reason, Result},
         grant,
@@ -30,7 +31,7 @@ use crate::{
         scope::ScopeName,
         secret,
         time::Timestamp,
-        token::{Claims, OWN_AUDIENCE},
+        token::{AccountClaims, Claims, OWN_AUDIENCE},
     },
     store::{
         self,
@@ -242,8 +243,13 @@ impl Call {
         let holdings = grants::holdings(&mut db, principal.id.into(), Some(OWN_AUDIENCE), self.now);
         let held = holdings.await?.held(OWN_AUDIENCE, self.now);
         let confines = self.confines(&mut db, principal).await?;
+        let has_own_proof = match (&confines, commission.claims().map(|claims| claims.account)) {
+            (Some(confines), _) => confines.is_by_own_key(),
+            (None, Some(AccountClaims::User { acr, .. })) => acr == Assurance::Aal2,
+            _ => false,
+        };
         principal.scopes.retain(|scope| {
-            grant::source(&held, scope).is_some()
+            grant::end(&held, scope, has_own_proof).is_some()
                 && confines
                     .as_ref()
                     .is_none_or(|confines| confines.permit(&ScopeName::own(scope)))

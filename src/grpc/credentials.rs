@@ -172,8 +172,8 @@ impl pb::credential_service_server::CredentialService for Credentials {
             }
             if let AccountId::System(owner) = account {
                 let field = "credential.scope_ceiling";
-                let ceilings = (&*before.scope_ceiling, &*credential.scope_ceiling);
-                require_to_raise(tx, &call, owner, field, ceilings, |name| {
+                let ceiling = &credential.scope_ceiling;
+                require_to_raise(tx, &call, owner, field, ceiling, |name| {
                     credential.permits(&name.scope) && !before.permits(&name.scope)
                 })
                 .await?;

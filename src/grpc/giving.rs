@@ -65,7 +65,7 @@ impl Call {
         if power.scopes().next().is_none() {
             return Ok(());
         }
-        let held = self.granter(db).await?.held;
+        let held = self.granter(db, until).await?.held;
         let mut had = held.clone();
         for entitlement in entitlements::of_principal(db, own.into(), self.now).await? {
             let end = entitlement.expire_time.unwrap_or(Timestamp::MAX);
@@ -110,7 +110,7 @@ impl Call {
         if self.limit.is_none() {
             return Ok(());
         }
-        let granter = self.granter(db).await?;
+        let granter = self.granter(db, Some(self.now)).await?;
         let power = grants::power(db, target.into(), None, self.now).await?;
         for name in power.scopes() {
             let unlimited = scopes::find(db, &name.unlimited()).await?;
@@ -141,7 +141,7 @@ impl Call {
         if lent.is_empty() {
             return Ok(());
         }
-        let granter = self.granter(db).await?;
+        let granter = self.granter(db, Some(self.now)).await?;
         for scope in &lent {
             if granter.may_grant(scope).is_none() {
                 return Err(Error::Denied {
@@ -168,7 +168,7 @@ impl Call {
         }
         let own = scopes.iter().filter(|scope| scope.name.is_own());
         access::require_held(&self.caller, own.map(|scope| &*scope.name.scope))?;
-        let granter = self.granter(db).await?;
+        let granter = self.granter(db, until).await?;
         for scope in scopes {
             require_end(scope, granter.may_grant(scope), until, field)?;
         }
@@ -188,7 +188,7 @@ impl Call {
         if scopes.is_empty() {
             return Ok(());
         }
-        let granter = self.granter(db).await?;
+        let granter = self.granter(db, until).await?;
         for scope in &scopes {
             let end = granter.may_grant(scope).max(granter.maintains);
             require_end(scope, end, until, field)?;
@@ -197,16 +197,26 @@ impl Call {
     }
 
     /// Refuses a program that would raise a ceiling above its own, whatever there is to let through by then.
-    pub(super) async fn require_ceiling(&self, db: &mut Read, ceiling: &[String]) -> Result<()> {
-        let confines = self.confines(db, self.principal()?).await?;
-        let Some(confines) = confines.filter(|it| it.are_below(ceiling)) else {
+    pub(super) async fn require_own_ceiling(
+        &self,
+        db: &mut Read,
+        before: &[String],
+        ceiling: &[String],
+    ) -> Result<()> {
+        let Some(confines) = self.confines(db, self.principal()?).await? else {
             return Ok(());
         };
-        let is_above = |scope: &&String| confines.are_below(std::slice::from_ref(*scope));
-        Err(Error::Denied {
-            reason: Reason::ScopeNotHeld,
-            scopes: ceiling.iter().filter(is_above).cloned().collect(),
-        })
+        let new = ceiling.iter().filter(|it| !scope::is_within(it, before));
+        let new: Vec<String> = new.cloned().collect();
+        // Without any it ends, which raises it above whatever there is.
+        let is_raised = scope::is_wider(ceiling, before);
+        if is_raised && confines.are_exceeded_by(&new) {
+            return Err(Error::Denied {
+                reason: Reason::ScopeNotHeld,
+                scopes: new,
+            });
+        }
+        Ok(())
     }
 
     pub(super) fn principal(&self) -> Result<&Principal> {
@@ -214,13 +224,15 @@ impl Call {
         principal.ok_or(Error::Unauthenticated(Reason::TokenMissing))
     }
 
-    /// What there is to know of a caller who would give.
-    async fn granter(&self, db: &mut Read) -> Result<Granter> {
+    /// What there is to know of a caller who would give until then. What needs a step-up is not handed on, since
+    /// whoever gets it would not need one; but it counts for taking back.
+    async fn granter(&self, db: &mut Read, until: Option<Timestamp>) -> Result<Granter> {
         let principal = self.principal()?;
         let caller = principal.id;
         let mut holdings = grants::holdings(db, caller.into(), None, self.now).await?;
+        let gives = until != Some(self.now);
         if holdings.grants.iter().any(|grant| grant.needs_step_up)
-            && !self.has_own_proof(db).await?
+            && (gives || !self.has_own_proof(db).await?)
         {
             holdings.grants.retain(|grant| !grant.needs_step_up);
         }
@@ -277,8 +289,13 @@ impl Confines {
         self.account.limits.permit(scope) && self.credential.permits(&scope.scope)
     }
 
+    /// Whether the program has come with what nobody else knows.
+    pub(super) fn is_by_own_key(&self) -> bool {
+        !self.credential.kind.is_shared_secret()
+    }
+
     /// Whether a ceiling lets through what one of these does not.
-    fn are_below(&self, ceiling: &[String]) -> bool {
+    fn are_exceeded_by(&self, ceiling: &[String]) -> bool {
         let account = &self.account.limits.scope_ceiling;
         scope::is_wider(ceiling, account)
             || scope::is_wider(ceiling, &self.credential.scope_ceiling)

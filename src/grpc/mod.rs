@@ -44,6 +44,8 @@ mod sign_in;
 pub mod status;
 mod system_accounts;
 mod tokens;
+mod user_fields;
+mod user_query;
 mod users;
 
 use std::sync::Arc;

@@ -11,12 +11,14 @@ use crate::{
         account::State,
         error::{Error, Fields, Reason, Result},
         name::{AccountId, SystemAccountId},
+        scope::ScopeName,
         seal::{self, Seal, Step},
         system_account::{Kind, SystemAccount},
         text,
         time::Timestamp,
+        token::OWN_AUDIENCE,
     },
-    store::{db::Write, events},
+    store::{db::Write, events, grants},
 };
 
 /// One of the two people who open an account.
@@ -41,10 +43,14 @@ pub(super) async fn unseal(
     let account = mutate!(call, |tx| {
         let mut account = find_sealable(tx, call, id, &request.etag).await?;
         account.lifecycle.require(&[State::Active], id, call.now)?;
-        if let Some(first) = account.seal.pending(times, call.now).map(|it| it.by)
-            && !accounts::may(tx, first, UNSEAL, call.now).await?
-        {
-            account.seal.close();
+        if let Some(first) = account.seal.pending(times, call.now).map(|it| it.by) {
+            // Whoever asked has to be able to ask still.
+            let power = grants::power(tx, id.into(), Some(OWN_AUDIENCE), call.now).await?;
+            let unseal = ScopeName::own(UNSEAL);
+            let asked = power.scopes().chain([&unseal]);
+            if !accounts::may(tx, first, asked, call.now).await? {
+                account.seal.close();
+            }
         }
         let request = seal::Request {
             by: caller,

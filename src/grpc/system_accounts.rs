@@ -156,8 +156,9 @@ impl pb::system_account_service_server::SystemAccountService for SystemAccounts 
                 let limits = &account.limits;
                 let field = "system_account.scope_ceiling";
                 let lets_through = |name: &ScopeName| limits.permit(name) && !before.permit(name);
-                let ceilings = (&*before.scope_ceiling, &*limits.scope_ceiling);
-                let raised = require_to_raise(tx, &call, id, field, ceilings, lets_through).await?;
+                let (known, ceiling) = (&before.scope_ceiling, &limits.scope_ceiling);
+                call.require_own_ceiling(tx, known, ceiling).await?;
+                let raised = require_to_raise(tx, &call, id, field, ceiling, lets_through).await?;
                 call.gives(&raised);
                 let event = call.event().about_account(id);
                 store(tx, &call, account, event.changed(paths.iter().copied())).await?
@@ -372,19 +373,15 @@ fn owner(call: &Call, name: &str) -> Result<UserId, String> {
         .map_err(|_| "is required: users/{uid}".to_owned())
 }
 
-/// Whoever raises a ceiling gives what is granted above it: refuses unless the caller may, and unless it stays below
-/// the caller's own. What that is.
+/// Whoever raises a ceiling gives what is granted above it: refuses unless the caller may. What that is.
 pub(super) async fn require_to_raise(
     db: &mut Read,
     call: &Call,
     id: SystemAccountId,
     field: &str,
-    (before, ceiling): (&[String], &[String]),
+    ceiling: &[String],
     lets_through: impl Fn(&ScopeName) -> bool,
 ) -> Result<Vec<ScopeName>> {
-    if scope::is_wider(ceiling, before) {
-        call.require_ceiling(db, ceiling).await?;
-    }
     let mut raised = BTreeSet::new();
     let power = grants::power(db, id.into(), None, call.now).await?;
     for name in power.scopes() {

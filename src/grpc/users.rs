@@ -11,31 +11,29 @@ use super::{
     contact_fields, contacts, convert, pb,
     reach::View,
     secrets,
+    user_fields::{edits, is_own, is_set, shown, writable},
+    user_query::query,
 };
 use crate::{
     app::App,
     domain::{
         account::{self, State},
         contact::{self, Contact},
-        email::Email,
         error::{Error, Fields, Result},
-        filter::{self, Operator, Term},
         foreign_hash::ForeignHash,
         identifier::{self, Identifier},
         name::{self, UserId},
         page,
-        phone::Phone,
         session::EndReason,
-        text,
         time::Timestamp,
-        user::{Edit, MAX_EXTERNAL_IDS, MAX_NAME, NameKind, User, WRITABLE},
-        username::{self, Username},
+        user::{Edit, NameKind, User},
+        username::Username,
     },
     store::{
         credentials::{self, Kept},
         db::{Isolation, Write},
         events, identifiers, sessions, user_names,
-        users::{self, Cursor, Order, Query},
+        users::{self, Cursor},
         within,
     },
 };
@@ -503,226 +501,4 @@ fn new_id(call: &Call, text: &str) -> Result<Uuid, String> {
         return Ok(call.new_uuid());
     }
     name::chosen_uuid(text)
-}
-
-fn writable() -> [&'static str; WRITABLE.len()] {
-    WRITABLE.map(|(path, _)| path)
-}
-
-/// Whether users may change a field of their own account.
-fn is_own(path: &str) -> bool {
-    WRITABLE.iter().any(|(field, own)| *field == path && *own)
-}
-
-fn is_set(path: &str, user: &pb::User) -> bool {
-    match path {
-        "username" => !user.username.is_empty(),
-        "display_name" => !user.display_name.is_empty(),
-        "given_name" => !user.given_name.is_empty(),
-        "family_name" => !user.family_name.is_empty(),
-        "language_code" => !user.language_code.is_empty(),
-        "time_zone" => !user.time_zone.is_empty(),
-        "external_ids" => !user.external_ids.is_empty(),
-        "attributes" => user.attributes.is_some(),
-        "admin_attributes" => user.admin_attributes.is_some(),
-        "expire_time" => user.expire_time.is_some(),
-        _ => false,
-    }
-}
-
-/// The named fields of a message as edits; what is wrong with them goes to `fields`.
-fn edits(fields: &mut Fields, paths: &[&str], user: &pb::User, now: Timestamp) -> Vec<Edit> {
-    let edit = |path: &str| -> Result<Edit, String> {
-        Ok(match path {
-            "username" if user.username.is_empty() => Edit::Username(None),
-            "username" => Edit::Username(Some(Username::parse(&user.username)?)),
-            "display_name" => Edit::DisplayName(text::line(&user.display_name, MAX_NAME)?),
-            "given_name" => Edit::GivenName(text::line(&user.given_name, MAX_NAME)?),
-            "family_name" => Edit::FamilyName(text::line(&user.family_name, MAX_NAME)?),
-            "language_code" => Edit::LanguageCode(text::language(&user.language_code)?),
-            "time_zone" => Edit::TimeZone(text::time_zone(&user.time_zone)?),
-            "external_ids" => Edit::ExternalIds(external_ids(&user.external_ids)?),
-            "attributes" => Edit::Attributes(convert::json_text(user.attributes.as_ref())?),
-            "admin_attributes" => {
-                Edit::AdminAttributes(convert::json_text(user.admin_attributes.as_ref())?)
-            }
-            "expire_time" => {
-                let time = convert::parse_time(user.expire_time.as_ref())?;
-                Edit::ExpireTime(account::future(time, now)?)
-            }
-            path => return Err(format!("has no field {path}")),
-        })
-    };
-    paths
-        .iter()
-        .filter_map(|path| fields.take(&format!("user.{path}"), edit(path)))
-        .collect()
-}
-
-fn external_ids(ids: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, String> {
-    if ids.len() > MAX_EXTERNAL_IDS {
-        return Err(format!("must have at most {MAX_EXTERNAL_IDS} entries"));
-    }
-    ids.iter()
-        .map(|(source, id)| {
-            Ok((
-                identifier::external_source(source)?,
-                identifier::external_id(id)?,
-            ))
-        })
-        .collect()
-}
-
-/// The user as the caller may see it.
-fn shown(user: &User, call: &Call) -> pb::User {
-    use pb::user::State as PbState;
-    let (state, profile) = (&user.lifecycle, &user.profile);
-    let may_see_all = call.caller.holds("users.read");
-    pb::User {
-        name: user.id.to_string(),
-        uid: user.id.0.to_string(),
-        etag: convert::etag(user.revision),
-        state: match state.state_at(call.now) {
-            State::Active => PbState::Active,
-            State::Suspended => PbState::Suspended,
-            State::Deleted => PbState::Deleted,
-        }
-        .into(),
-        state_reason: state.reason.clone(),
-        state_until_time: convert::some_timestamp(state.until_time),
-        username: profile
-            .username
-            .as_ref()
-            .map_or("", Username::as_str)
-            .to_owned(),
-        display_name: profile.display_name.clone(),
-        given_name: profile.given_name.clone(),
-        family_name: profile.family_name.clone(),
-        language_code: profile.language_code.clone(),
-        time_zone: profile.time_zone.clone(),
-        primary_email: user.primary_email.clone().unwrap_or_default(),
-        primary_phone: user.primary_phone.clone().unwrap_or_default(),
-        external_ids: profile.external_ids.clone(),
-        attributes: convert::from_json_text(&profile.attributes),
-        admin_attributes: may_see_all
-            .then(|| convert::from_json_text(&profile.admin_attributes))
-            .flatten(),
-        create_time: Some(convert::timestamp(user.create_time)),
-        update_time: Some(convert::timestamp(user.update_time)),
-        last_sign_in_time: convert::some_timestamp(user.last_sign_in_time),
-        expire_time: convert::some_timestamp(state.expire_time),
-        delete_time: convert::some_timestamp(state.delete_time),
-        purge_time: convert::some_timestamp(state.purge_time),
-        contacts: Vec::new(),
-    }
-}
-
-/// Which users a list is about.
-fn query(filter: &str, order_by: &str, show_deleted: bool) -> Result<Query> {
-    let offered = &[
-        ("state", filter::EQUAL),
-        ("username", filter::EQUAL),
-        ("display_name", filter::EQUAL),
-        ("given_name", filter::EQUAL),
-        ("family_name", filter::EQUAL),
-        ("email", filter::EQUAL),
-        ("phone", filter::EQUAL),
-        ("create_time", filter::ORDER),
-    ];
-    let order = match order_by {
-        "" | "create_time" => Order::CreateTime,
-        "create_time desc" => Order::CreateTimeDescending,
-        "username" => Order::Username,
-        _ => {
-            let text = "must be `create_time`, `create_time desc` or `username`";
-            return Err(Error::invalid(
-                crate::domain::error::Reason::InvalidFilter,
-                "order_by",
-                text,
-            ));
-        }
-    };
-    let mut query = Query {
-        order,
-        state: None,
-        show_deleted,
-        created: (Timestamp::EPOCH, Timestamp::MAX),
-        keys: (String::new(), END_OF_NAMES.to_owned()),
-    };
-    let mut searched = None;
-    for term in filter::parse(filter, offered)? {
-        let (order, keys) = match term.field {
-            "state" => {
-                let state = State::parse(&term.value);
-                query.state = Some(filter::value(&term, state, "ACTIVE, SUSPENDED or DELETED")?);
-                continue;
-            }
-            "create_time" => {
-                filter::bound(&term, &mut query.created)?;
-                continue;
-            }
-            "username" => (Order::Username, usernames(&term)?),
-            "email" => {
-                let email = Email::parse(&term.value).ok();
-                let email = filter::value(&term, email, "an e-mail address")?;
-                let key = email.key().to_owned();
-                (Order::Contact(contact::Kind::Email), (key.clone(), key))
-            }
-            "phone" => {
-                let phone = Phone::parse(&term.value).ok();
-                let phone = filter::value(&term, phone, "a phone number with its country")?;
-                let key = phone.e164().to_owned();
-                (Order::Contact(contact::Kind::Phone), (key.clone(), key))
-            }
-            name => {
-                let kind = NameKind::parse(name);
-                let kind = kind.ok_or_else(|| Error::internal("a field that is not offered"))?;
-                (Order::Name(kind), names(&term))
-            }
-        };
-        if let Some(other) = searched.replace(term.field) {
-            let text = format!(
-                "names `{other}` and `{}`, of which it can name one",
-                term.field
-            );
-            return Err(filter::refuse(text));
-        }
-        (query.order, query.keys) = (order, keys);
-    }
-    Ok(query)
-}
-
-/// The first and last key that a name or the beginning of one `ann*` stands for.
-fn names(term: &Term) -> (String, String) {
-    match term.value.strip_suffix('*') {
-        Some(prefix) => {
-            let key = text::name_prefix_key(prefix);
-            let last = format!("{key}{END_OF_NAMES}");
-            (key, last)
-        }
-        None => {
-            let key = text::name_key(&term.value);
-            (key.clone(), key)
-        }
-    }
-}
-
-/// Sorts after every username.
-const END_OF_NAMES: &str = "\u{10ffff}";
-
-/// The first and last key that a name or a prefix `ann*` stands for.
-fn usernames(term: &Term) -> Result<(String, String)> {
-    debug_assert_eq!(term.operator, Operator::Equal);
-    let expected = "a username, or the beginning of one and `*`";
-    match term.value.strip_suffix('*') {
-        Some(prefix) => {
-            let key = filter::value(term, username::prefix_key(prefix), expected)?;
-            let last = format!("{key}{END_OF_NAMES}");
-            Ok((key, last))
-        }
-        None => {
-            let key = filter::value(term, username::key(&term.value), expected)?;
-            Ok((key.clone(), key))
-        }
-    }
 }

@@ -134,16 +134,15 @@ pub async fn power(
     now: Timestamp,
 ) -> Result<Power> {
     let holdings = holdings(db, principal, audience, now).await?;
-    let granted = holdings.prospective(now).into_iter();
-    let mut lent = BTreeSet::new();
+    let mut on_request = BTreeSet::new();
     let roles: BTreeSet<String> = entitlements::roles_of(db, principal, now)
         .await?
         .into_iter()
         .collect();
     for role in roles {
         match role::built_in(&role) {
-            Some(scopes) => lent.extend(scopes.iter().cloned()),
-            None => lent.extend(
+            Some(scopes) => on_request.extend(scopes.iter().cloned()),
+            None => on_request.extend(
                 roles::find(db, &role)
                     .await?
                     .into_iter()
@@ -152,10 +151,15 @@ pub async fn power(
         }
     }
     let is_wanted = |scope: &ScopeName| audience.is_none_or(|it| scope.audience == it);
-    lent.retain(is_wanted);
+    on_request.retain(is_wanted);
     Ok(Power {
-        granted: granted.map(Cow::into_owned).filter(is_wanted).collect(),
-        lent,
+        granted: holdings
+            .prospective(now)
+            .into_iter()
+            .map(Cow::into_owned)
+            .filter(is_wanted)
+            .collect(),
+        on_request,
     })
 }
 
@@ -220,7 +224,8 @@ macro_rules! memberships_beside {
     () => {
         " UNION ALL
           SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, ways.create_time, ways.start_time,
-            ways.expire_time, NULL, NULL, NULL, NULL, NULL, ways.group_id, ways.member_id, ways.member_kind, ways.added_by
+            ways.expire_time, NULL, NULL, NULL, NULL, NULL, ways.group_id, ways.member_id, ways.member_kind,
+            ways.added_by
           FROM ways
           UNION ALL "
     };

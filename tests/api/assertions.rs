@@ -398,7 +398,7 @@ pub async fn issue(by: &Actor, client_id: &str, assertion: &str) -> Result<pb::T
     Ok(by.tokens().issue_token(request).await?.into_inner())
 }
 
-async fn add_key(
+pub async fn add_key(
     by: &Actor,
     parent: &str,
     jwk: &str,

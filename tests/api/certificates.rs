@@ -359,8 +359,13 @@ on_both_engines! {
             let mut credentials = operator.credentials();
             async move { credentials.delete_credential(request).await }
         };
-        // It may name a certificate that nobody has.
-        add(&operator, &name, SAN, "").await.expect("a certificate");
+        // It may name a certificate that nobody has. No secret makes one for itself.
+        assert_refused(add(&operator, &name, SAN, "").await, Reason::CredentialKindNotAllowed);
+        let (other, other_secret) = world.server.create_system_account(&["roles/operator"]).await;
+        let other_actor = world.server.client(&other.uid, &other_secret).await;
+        add(&other_actor, &name, SAN, "").await.expect("a certificate");
+        let gone = pb::DeleteSystemAccountRequest { name: other.name, ..Default::default() };
+        operator.system_accounts().delete_system_account(gone).await.expect("deleted");
         assert_refused(delete().await, Reason::LastCredential);
         let peer = world.peer(Some(&world.clients.client(&[SAN]))).await.expect("connected");
         issue(&peer, &name).await.expect("a token");

@@ -8,13 +8,15 @@ use accountd::{
     grpc::{call::Call, pb},
     jobs, store,
 };
-use pb::{change::State, contact};
+use jsonwebtoken::Algorithm;
+use pb::{change::State, contact, system_account::Kind as SystemAccountKind};
 use prost_types::{FieldMask, Timestamp, value::Kind};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
+    assertions::Program,
     authenticator::App,
     contacts, credentials, elevations, factors, groups,
     harness::{
@@ -87,7 +89,7 @@ async fn robot_operator(bootstrap: &Actor, owner: &str) -> pb::SystemAccount {
     let account = pb::SystemAccount {
         display_name: "a robot".to_owned(),
         owner: owner.to_owned(),
-        kind: pb::system_account::Kind::Service.into(),
+        kind: SystemAccountKind::Service.into(),
         ..Default::default()
     };
     let request = pb::CreateSystemAccountRequest {
@@ -1058,6 +1060,50 @@ on_both_engines! {
         ann.actor.sessions().revoke_session(request).await.expect("signed out");
         assert_refused(approve(&bob.actor, &name).await, Reason::WrongState);
         deny(&bob.actor, &name).await.expect("to be asked for anew");
+    }
+
+    async fn what_was_asked_for_with_a_secret_is_not_done_by_what_needs_a_key(engine: Engine) {
+        let server = server(engine, &["SuspendUser"]).await;
+        let (ann, bob) = (operator(&server, "ann").await, operator(&server, "bob").await);
+        let eve = user(&server, "eve").await;
+        let bootstrap = bootstrap(&server).await;
+        let program = Program::new(&server, Algorithm::ES256, SystemAccountKind::Service).await;
+        let (id, name) = (program.id(), &program.account.name);
+        let suspend = "scopes/accountd:users.suspend";
+        grant(&bootstrap, name, suspend).await.expect("alone");
+        let secret = bootstrap.create_secret(name).await.expect("a secret").secret;
+        let request = pb::SuspendUserRequest {
+            name: eve.name,
+            ..Default::default()
+        };
+        let by_secret = server.client(&id, &secret).await;
+        let change = pending(by_secret.users().suspend_user(request).await);
+        approve(&ann.actor, &change).await.expect("the first");
+        // The scope is there still, but not for who comes with a secret.
+        take(&bootstrap, name, suspend).await;
+        roles::create(&bootstrap, roles::role("roles/suspender", &[suspend])).await.expect("made");
+        let rule = pb::Entitlement {
+            role: "roles/suspender".to_owned(),
+            step_up_required: true,
+            ..elevations::entitlement(name, &[])
+        };
+        let rule = elevations::entitle(&bootstrap, rule).await.expect("entitled");
+        elevations::ask(&program.actor(&server).await, elevations::wish(&rule)).await.expect("in effect");
+        assert_refused(approve(&bob.actor, &change).await, Reason::WrongState);
+    }
+
+    async fn a_change_lapses_with_the_session_it_was_asked_for_in(engine: Engine) {
+        let server = engine.server_with(|config| {
+            config.four_eyes = config::FourEyes::default();
+            config.sessions.idle_lifetime_s = 600;
+        });
+        let server = server.await;
+        let (ann, bob) = (operator(&server, "ann").await, approver(&server, "bob", &["roles/operator"]).await);
+        let eve = user(&server, "eve").await;
+        let name = pending(grant(&ann.actor, &eve.name, "roles/operator").await);
+        server.advance_s(601);
+        let bob = factors::enter(&server, "bob", &bob.1, 0).await;
+        assert_refused(approve(&bob.actor, &name).await, Reason::WrongState);
     }
 
     async fn what_cannot_be_shown_does_not_wait(engine: Engine) {

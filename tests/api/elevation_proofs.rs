@@ -5,12 +5,13 @@ use jsonwebtoken::Algorithm;
 use pb::{scope_refusal::Reason as Why, system_account::Kind};
 
 use crate::{
-    assertions::Program,
+    assertions::{self, Program},
     elevations::{
-        approve, ask, at, deny, entitle, entitlement, may_see_keys, refreshed, stage, wish,
+        KEYS, approve, ask, at, deny, end, entitle, entitlement, may_see_keys, refreshed, stage,
+        wish,
     },
     explain, factors,
-    harness::{Engine, assert_refused, grant_request, on_both_engines},
+    harness::{Actor, Engine, assert_refused, grant_request, on_both_engines},
     roles,
     scopes::{self, refusals},
     system_accounts::limit,
@@ -27,7 +28,6 @@ on_both_engines! {
     async fn a_fresh_and_strong_proof_can_be_asked_for(engine: Engine) {
         let server = engine.server().await;
         let (operator, ann, _) = stage(&server).await;
-        let strict = |name: &str| pb::Entitlement { step_up_required: true, ..entitlement(name, &[]) };
         let rule = entitle(&operator, strict(ann.name())).await.expect("entitled");
         // Who has no second factor, too: what is asked for is not what they have.
         assert_refused(ask(&ann.actor, wish(&rule)).await, Reason::InsufficientUserAuthentication);
@@ -50,16 +50,11 @@ on_both_engines! {
 
     async fn what_needs_a_step_up_is_in_no_token_got_with_less(engine: Engine) {
         let server = engine.server().await;
-        let (operator, mut weak, bob) = stage(&server).await;
-        let (app, factor) = factors::enrol(&server, &weak).await;
+        let (operator, mut weak, _) = stage(&server).await;
+        let (app, _) = factors::enrol(&server, &weak).await;
         let mut strong = factors::enter(&server, "ann", &app, 30).await;
-        scopes::create(&operator, scopes::scope("scopes/shop:pack")).await.expect("made");
-        roles::create(&operator, roles::role("roles/packer", &["scopes/shop:pack"])).await.expect("made");
-        operator.grants().create_grant(grant_request(weak.name(), "scopes/accountd:grants.write")).await.expect("granted");
         let rule = entitle(&operator, strict(weak.name())).await.expect("entitled");
         ask(&strong.actor, wish(&rule)).await.expect("in effect");
-        let packing = pb::Entitlement { role: "roles/packer".to_owned(), ..strict(weak.name()) };
-        ask(&strong.actor, wish(&entitle(&operator, packing).await.expect("entitled"))).await.expect("in effect");
 
         server.advance_s(1);
         refreshed(&server, &mut weak).await;
@@ -70,31 +65,70 @@ on_both_engines! {
             let told = explain::check(&operator, weak.name(), "", &["keys.read"], &session.tokens.session).await;
             assert_eq!(told.expect("checked"), [("keys.read".to_owned(), why)]);
         }
-        let pack = || {
-            let mut request = grant_request(bob.name(), "scopes/shop:pack");
-            request.grant.as_mut().expect("set").expire_time = Some(at(&server, 60));
-            request
+        let explained = pb::ExplainAccessRequest {
+            principal: weak.name().to_owned(),
+            scope: KEYS.to_owned(),
+            ..Default::default()
         };
-        strong.actor.grants().create_grant(pack()).await.expect("granted");
+        let explained = operator.grants().explain_access(explained).await.expect("explained").into_inner();
+        assert!(explained.paths[0].step_up_required);
         // It was shown once, which is enough for as long as the session counts as strong.
         server.advance_s(server.running.app.config.tokens.sensitive_max_age_s + 1);
         refreshed(&server, &mut strong).await;
         assert!(may_see_keys(&strong.actor).await);
-        // Nor is it handed on with less, by whoever has no second factor any more.
-        let delete = pb::DeleteCredentialRequest { name: factor, ..Default::default() };
-        let strong = factors::enter(&server, "ann", &app, 30).await;
-        strong.actor.credentials().delete_credential(delete).await.expect("deleted");
-        let weak = server.sign_in("ann").await;
-        assert!(!may_see_keys(&weak.actor).await);
-        assert_refused(weak.actor.grants().create_grant(pack()).await, Reason::ScopeNotHeld);
-        // What is held without it does not need it.
+        // What is held without it does not need it, nor ends with it.
         let operator = server.operator().await;
-        for scope in ["scopes/accountd:keys.read", "scopes/shop:pack"] {
-            operator.grants().create_grant(grant_request(weak.name(), scope)).await.expect("granted");
-        }
-        let weak = server.sign_in("ann").await;
+        operator.grants().create_grant(grant_request(weak.name(), KEYS)).await.expect("granted");
+        refreshed(&server, &mut weak).await;
         assert!(may_see_keys(&weak.actor).await);
-        weak.actor.grants().create_grant(pack()).await.expect("granted");
+    }
+
+    async fn what_needs_a_step_up_is_not_handed_on(engine: Engine) {
+        let server = engine.server().await;
+        let (operator, ann, bob) = stage(&server).await;
+        scopes::create(&operator, scopes::scope("scopes/shop:pack")).await.expect("made");
+        roles::create(&operator, roles::role("roles/packer", &["scopes/shop:pack"])).await.expect("made");
+        for scope in ["grants.write", "elevations.write"] {
+            server.grant(ann.name(), &format!("scopes/accountd:{scope}")).await;
+        }
+        let of_bob = server.grant(bob.name(), "scopes/shop:pack").await;
+        let (app, factor) = factors::enrol(&server, &ann).await;
+        let packing = |step_up_required| pb::Entitlement {
+            role: "roles/packer".to_owned(),
+            step_up_required,
+            ..entitlement(ann.name(), &[])
+        };
+        let borrow = async |by: &Actor, step_up_required| {
+            let rule = entitle(&operator, packing(step_up_required)).await.expect("entitled");
+            ask(by, wish(&rule)).await.expect("in effect")
+        };
+        let give = async |by: &Actor, to: &str| {
+            let mut request = grant_request(to, "roles/packer");
+            request.grant.as_mut().expect("set").expire_time = Some(at(&server, 60));
+            by.grants().create_grant(request).await
+        };
+        let ann = factors::enter(&server, "ann", &app, 30).await;
+        borrow(&ann.actor, true).await;
+        for to in [ann.name(), bob.name()] {
+            assert_refused(give(&ann.actor, to).await, Reason::ScopeNotHeld);
+        }
+        let own = pb::Entitlement { expire_time: Some(at(&server, 60)), ..packing(false) };
+        assert_refused(entitle(&ann.actor, own).await, Reason::ScopeNotHeld);
+        let plain = borrow(&ann.actor, false).await;
+        give(&ann.actor, bob.name()).await.expect("what needs none is");
+        end(&ann.actor, &plain).await.expect("given back");
+        // To take back it counts, for whoever has stepped up.
+        let ann = factors::enter(&server, "ann", &app, 30).await;
+        let take = async |by: &Actor, grant: &pb::Grant| {
+            let request = pb::DeleteGrantRequest { name: grant.name.clone(), ..Default::default() };
+            by.grants().delete_grant(request).await
+        };
+        take(&ann.actor, &of_bob).await.expect("taken back");
+        let of_bob = server.grant(bob.name(), "scopes/shop:pack").await;
+        let delete = pb::DeleteCredentialRequest { name: factor, ..Default::default() };
+        ann.actor.credentials().delete_credential(delete).await.expect("deleted");
+        let ann = server.sign_in("ann").await;
+        assert_refused(take(&ann.actor, &of_bob).await, Reason::ScopeNotHeld);
     }
 
     async fn a_program_is_elevated_by_its_own_key_alone(engine: Engine) {
@@ -120,6 +154,12 @@ on_both_engines! {
         let asked = ask(&ann.actor, wish(&rule)).await.expect("asked");
         let by_secret = server.client(&program.id(), &secret).await;
         assert_refused(approve(&by_secret, &asked).await, Reason::CredentialKindNotAllowed);
+        // Nor does a secret make itself a key, whatever it may do.
+        server.grant(name, KEYS).await;
+        let by_secret = server.client(&program.id(), &secret).await;
+        let jwk = Program::new(&server, Algorithm::ES256, Kind::Service).await.public();
+        let made = assertions::add_key(&by_secret, name, &jwk).await;
+        assert_refused(made, Reason::CredentialKindNotAllowed);
         limit(&operator, name, &["users.read"], &[]).await.expect("limited");
         assert_refused(approve(&program.actor(&server).await, &asked).await, Reason::NotApprover);
         limit(&operator, name, &["users.read", "keys.read"], &[]).await.expect("limited");

@@ -17,7 +17,7 @@ use crate::{
     scopes::{self, sign_in},
 };
 
-const KEYS: &str = "scopes/accountd:keys.read";
+pub const KEYS: &str = "scopes/accountd:keys.read";
 const KEEPER: &str = "roles/key-keeper";
 
 /// Who may ask for the role of those who look after keys, for an hour at most, and who has to agree.

@@ -107,6 +107,9 @@ on_both_engines! {
         operator.credentials().update_credential(request).await.expect("limited");
         assert_refused(limit(&low_actor, &robot.name, &[], &[]).await, Reason::ScopeNotHeld);
         limit(&low_actor, &robot.name, &["users.read"], &[]).await.expect("less than before");
+        // What is above it already may stay.
+        limit(&operator, &robot.name, &["keys.write"], &[]).await.expect("limited");
+        limit(&low_actor, &robot.name, &["keys.write", "system_accounts.update"], &[]).await.expect("within its own");
     }
 
     async fn an_account_has_an_owner_who_is_there(engine: Engine) {
@@ -422,6 +425,21 @@ on_both_engines! {
         assert!(anew.seal.expect("it has one").sealed);
         let boss = boss(&server, "boss").await;
         unseal(&boss.actor, &name, "fire").await.expect("agreed");
+        // Nor for somebody who has not what the account holds any more.
+        let request = pb::SealSystemAccountRequest { name: name.clone(), ..Default::default() };
+        captain.actor.system_accounts().seal_system_account(request).await.expect("sealed");
+        server.grant(&name, "scopes/accountd:events.read").await;
+        let nova = server.user("nova").await.name;
+        server.grant(&nova, "scopes/accountd:system_accounts.unseal").await;
+        let held = server.grant(&nova, "scopes/accountd:events.read").await.name;
+        let nova = server.sign_in("nova").await;
+        unseal(&nova.actor, &name, "fire").await.expect("asked");
+        let taken = pb::DeleteGrantRequest { name: held, ..Default::default() };
+        server.operator().await.grants().delete_grant(taken).await.expect("taken");
+        let anew = unseal(&captain.actor, &name, "fire").await.expect("asked anew");
+        assert!(anew.seal.expect("it has one").sealed);
+        unseal(&boss.actor, &name, "fire").await.expect("agreed");
+        server.advance_s(1);
         let tokens = program.issue(&anonymous, &program.claims(&server, "1")).await.expect("open");
         let rescuer = server.with_token(&tokens.access_token).await;
         get(&rescuer, "systemAccounts/me").await.expect("open");
