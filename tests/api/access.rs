@@ -119,10 +119,11 @@ impl Stage {
         made.expect("a scope");
         let made = roles::create(&operator, roles::role("roles/packer", &[])).await;
         made.expect("a role");
-        let approver = server.operator_name();
+        // The one comes with a secret, which is not enough to agree.
+        let (operator_name, bob) = (server.operator_name(), server.signed_in("bob").await);
         let entitlement = pb::Entitlement {
             role: "roles/packer".to_owned(),
-            ..elevations::entitlement(alice.name(), &[&approver])
+            ..elevations::entitlement(alice.name(), &[&operator_name, bob.name()])
         };
         let entitlement = elevations::entitle(&operator, entitlement).await;
         let entitlement = entitlement.expect("an entitlement");
@@ -159,7 +160,7 @@ impl Stage {
             anonymous: server.anonymous().await,
             user: alice.actor,
             system_account,
-            other_user: server.signed_in("bob").await.actor,
+            other_user: bob.actor,
             frontend: server.frontend().await,
             resource_server: server.system_account(&["roles/resource-server"]).await,
             auditor: server.system_account(&["roles/auditor"]).await,

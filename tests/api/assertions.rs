@@ -376,12 +376,17 @@ impl Program {
 
     /// Comes with a token that it has got by its key.
     pub async fn actor(&self, server: &Server) -> Actor {
-        let jti = server.running.app.random.uuid(server.now()).to_string();
+        let tokens = self.tokens(server).await;
+        server.with_token(&tokens.access_token).await
+    }
+
+    /// What it gets by its key.
+    pub async fn tokens(&self, server: &Server) -> pb::TokenSet {
+        let random = &server.running.app.random;
+        let jti = random.uuid(server.now()).to_string();
         let anonymous = server.anonymous().await;
         let tokens = self.issue(&anonymous, &self.claims(server, &jti)).await;
-        server
-            .with_token(&tokens.expect("a token").access_token)
-            .await
+        tokens.expect("a token")
     }
 
     pub async fn issue(&self, by: &Actor, claims: &Value) -> Result<pb::TokenSet, Status> {

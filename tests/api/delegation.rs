@@ -1,5 +1,7 @@
 //! Scopes for a group only: whoever looks after some people sees and changes these, and there is nobody else.
 
+use std::time::Duration;
+
 use accountd::{domain::error::Reason, grpc::pb};
 use pb::access_path::State;
 use prost_types::{FieldMask, Timestamp};
@@ -11,6 +13,7 @@ use crate::{
         Actor, Engine, Refusal as _, Server, SignedIn, assert_refused, fields_of, grant_request,
         on_both_engines,
     },
+    other::Other,
     roles, scopes, system_accounts,
 };
 
@@ -139,6 +142,24 @@ impl Stage {
 const NOBODY: &str = "users/0190f0c0-0000-7000-8000-000000000001";
 
 on_both_engines! {
+    async fn whoever_is_out_of_reach_meanwhile_is_not_changed(engine: Engine) {
+        let server = engine.server().await;
+        let stage = Stage::set(&server).await;
+        // The call has come in, and waits for its transaction, when Eve leaves.
+        let mut other = Other::new(&server).await;
+        other.hold("leases").await;
+        let before = server.spent().1;
+        let (mona, eve) = (stage.mona.actor.clone(), stage.eve.clone());
+        let renamed = tokio::spawn(async move { rename(&mona, &eve).await });
+        while server.spent().1 == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.run("DELETE FROM group_members; COMMIT").await;
+        assert_refused(renamed.await.expect("no panic"), Reason::ScopeMissing);
+        let eve = stage.operator.get_user(&stage.eve).await.expect("there");
+        assert_eq!(eve.display_name, "");
+    }
+
     async fn whoever_looks_after_a_group_sees_and_changes_who_is_in_it_and_nobody_else(engine: Engine) {
         let server = engine.server().await;
         let stage = Stage::set(&server).await;

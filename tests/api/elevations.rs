@@ -747,7 +747,7 @@ async fn owned_by(server: &Server, owner: &str) -> (String, String) {
     (robot.name, secret)
 }
 
-async fn transfer(server: &Server, program: &str, owner: &str) {
+pub async fn transfer(server: &Server, program: &str, owner: &str) {
     let request = pb::TransferSystemAccountRequest {
         name: program.to_owned(),
         owner: owner.to_owned(),

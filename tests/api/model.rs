@@ -6,10 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use accountd::grpc::pb;
+use jsonwebtoken::Algorithm;
+use pb::system_account::Kind;
 use tonic::{Code, Status};
 
 use crate::{
-    elevations, groups,
+    assertions::Program,
+    elevations::{self, transfer},
+    groups,
     harness::{Actor, Engine, Refusal as _, Server, grant_request, on_both_engines},
     roles,
 };
@@ -260,7 +264,7 @@ struct Stage {
     server: Server,
     model: Model,
     random: Random,
-    accounts: Vec<(String, String, String)>,
+    accounts: Vec<Program>,
     groups: Vec<String>,
 }
 
@@ -293,18 +297,10 @@ impl Stage {
                 .create_user(pb::User::default())
                 .await
                 .expect("an owner");
-            let (account, secret) = stage.server.create_system_account(&[]).await;
-            let request = pb::TransferSystemAccountRequest {
-                name: account.name.clone(),
-                owner: owner.name,
-                ..Default::default()
-            };
-            let mut accounts = operator.system_accounts();
-            accounts
-                .transfer_system_account(request)
-                .await
-                .expect("transferred");
-            stage.accounts.push((account.name, account.uid, secret));
+            // Who comes with a secret could agree to nothing.
+            let program = Program::new(&stage.server, Algorithm::ES256, Kind::Service).await;
+            transfer(&stage.server, &program.account.name, &owner.name).await;
+            stage.accounts.push(program);
             // The first has everything, the second everything to give with, the others less and less.
             let scopes: Vec<usize> = match number {
                 0 => (0..SCOPES.len()).collect(),
@@ -312,7 +308,7 @@ impl Stage {
                 _ => vec![number - 2, 4 + number % 4],
             };
             for scope in scopes {
-                let name = &stage.accounts[number].0;
+                let name = &stage.accounts[number].account.name;
                 let made = stage.server.grant(name, &scope_name(scope)).await;
                 stage.model.grants.push(Grant {
                     name: made.name,
@@ -329,7 +325,7 @@ impl Stage {
 
     fn name(&self, who: Who) -> &str {
         match who {
-            Who::Account(number) => &self.accounts[number].0,
+            Who::Account(number) => &self.accounts[number].account.name,
             Who::Group(number) => &self.groups[number],
         }
     }
@@ -364,9 +360,7 @@ impl Stage {
 
     /// Somebody with a token that has all they hold; which is what the model says.
     async fn actor(&self, number: usize) -> Actor {
-        let (_, uid, secret) = &self.accounts[number];
-        let anonymous = self.server.anonymous().await;
-        let tokens = anonymous.issue(uid, secret).await.expect("a token");
+        let tokens = self.accounts[number].tokens(&self.server).await;
         let held = self.model.holds(Who::Account(number));
         let is_part =
             |piece: &&Piece| piece.group.is_some() && held.contains_key(&for_all(piece.scope));
@@ -686,7 +680,7 @@ impl Stage {
         let at = self.below(ACCOUNTS);
         let expected = by == at || self.model.may_to(by, "contacts.read", Who::Account(at));
         let request = pb::ListContactsRequest {
-            parent: self.accounts[at].0.clone(),
+            parent: self.accounts[at].account.name.clone(),
             ..Default::default()
         };
         let outcome = actor.contacts().list_contacts(request).await.map(drop);
@@ -712,7 +706,9 @@ impl Stage {
                     .may_to(by, "system_accounts.read", Who::Account(*at))
             };
             let seen = (0..ACCOUNTS).filter(is_seen);
-            let seen: BTreeSet<String> = seen.map(|at| self.accounts[at].0.clone()).collect();
+            let seen: BTreeSet<String> = seen
+                .map(|at| self.accounts[at].account.name.clone())
+                .collect();
             if self.model.may(by, "system_accounts.read") {
                 assert!(found.is_superset(&seen));
             } else {
@@ -815,7 +811,7 @@ impl Stage {
             let held = self.model.holds(Who::Account(number));
             for scope in (0..SCOPES.len()).filter(|scope| number == 0 || *scope < 6) {
                 if held.get(&for_all(scope)) != Some(&FOREVER) {
-                    let name = self.accounts[number].0.clone();
+                    let name = self.accounts[number].account.name.clone();
                     let made = self.server.grant(&name, &scope_name(scope)).await;
                     self.model.grants.push(Grant {
                         name: made.name,
